@@ -1,0 +1,87 @@
+# One line per target: make help.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+# Installing packages and running tests side by side only makes both slower and their output unreadable.
+.NOTPARALLEL:
+
+# Not on root's PATH after sudo: the usual place of Go, and the tools of the system administrator.
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+# The checkout may belong to another user, which makes Go's own stamping of commits fail; version below stands in.
+export GOFLAGS := $(strip $(filter-out -buildvcs%,$(GOFLAGS)) -buildvcs=false)
+# libseccomp is a C library.
+export CGO_ENABLED := 1
+
+GO := go
+MODULE := github.com/pghardend/pghardend
+VERSION := $(or $(shell git -c safe.directory='*' describe --always --dirty --tags 2>/dev/null),devel)
+LDFLAGS := -X $(MODULE)/internal/cli.version=$(VERSION)
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
+
+UNIT = $$($(GO) list ./... | grep -v '^$(MODULE)/test/')
+E2E := ./test/e2e/...
+# RUN=TestF28 picks end-to-end tests by name, FUZZTIME=5m is the time for each fuzz target, KEEP=1 leaves the demo's namespaces.
+RUN ?=
+FUZZTIME ?= 20s
+KEEP ?=
+
+.PHONY: help deps deps-build deps-unit build test test-unit test-e2e lint fuzz bench demo clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+deps: ## install the Debian packages that are missing (as root); changes nothing when none is
+	@scripts/deps.sh all
+
+deps-build:
+	@scripts/deps.sh build
+
+deps-unit:
+	@scripts/deps.sh unit
+
+build: deps-build ## compile build/pghardend
+	@mkdir -p build
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/pghardend ./cmd/pghardend
+
+test: deps ## all tests: test-unit, then test-e2e (as root)
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-e2e
+
+test-unit: deps-unit ## unit tests with the race detector, then the coverage of pkg/; any user
+	@mkdir -p build
+	$(GO) test -race -coverprofile=build/cover.out $(UNIT)
+	@scripts/coverage.sh build/cover.out $(MODULE)/pkg
+
+test-e2e: deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
+	@(( EUID == 0 )) || { echo 'test-e2e: needs root, for network namespaces and for starting services as other users' >&2; exit 1; }
+	@mkdir -p build
+	$(GO) test -race -count=1 -timeout 40m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
+
+lint: deps-build $(GOLANGCI) ## gofmt, go vet, golangci-lint
+	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }
+	$(GO) vet ./...
+	$(GOLANGCI) run ./...
+
+# Named after its version: another version here is another file, so it is built anew.
+$(GOLANGCI):
+	@mkdir -p build/bin
+	GOBIN=$(CURDIR)/build/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	@mv build/bin/golangci-lint $@
+
+fuzz: deps-build ## every fuzz target for FUZZTIME (20s)
+	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
+
+bench: deps-build ## every benchmark
+	@dirs=$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u); \
+	[[ -n $$dirs ]] || { echo 'bench: no benchmarks yet'; exit 0; }; \
+	$(GO) test -run '^$$' -bench . -benchmem $$dirs
+
+demo: deps build ## one VM, a peer, a sibling tenant: who could connect, what confines postgres (as root); KEEP=1 keeps them
+	@(( EUID == 0 )) || { echo 'demo: needs root, for network namespaces and for starting services as other users' >&2; exit 1; }
+	@KEEP=$(KEEP) $(GO) run ./test/demo
+
+clean: ## remove build/
+	rm -rf build

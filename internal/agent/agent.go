@@ -1,0 +1,275 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/reconcile"
+	"github.com/pghardend/pghardend/internal/supervise"
+	"github.com/pghardend/pghardend/pkg/config"
+	"github.com/pghardend/pghardend/pkg/firewall"
+)
+
+// Agent is the daemon.
+type Agent struct {
+	version string
+	log     *slog.Logger
+	fw      *firewall.Firewall
+	source  *fileSource
+	loop    *reconcile.Loop
+	notify  *notifier
+	desired atomic.Pointer[Desired]
+
+	mu       sync.Mutex
+	group    *errgroup.Group
+	groupCtx context.Context //nolint:containedctx // lives as long as group does
+	services map[string]*supervise.Supervisor
+}
+
+// Run is the daemon. It returns nil after ctx is done; rules and services stay
+// as they are. ErrLocked means that another one already works on runtime_dir.
+func Run(ctx context.Context, configFile, version string, reload <-chan struct{}, log *slog.Logger) error {
+	unix.Umask(0o077)
+	source, err := newFileSource(ctx, configFile, log)
+	if err != nil {
+		return err
+	}
+	cfg := source.current.Config
+	held, err := lock(cfg.RuntimeDir)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	fw, err := firewall.Open(ctx, cfg.Firewall.Backend)
+	if err != nil {
+		return err
+	}
+	a := &Agent{
+		version: version, log: log, fw: fw, source: source,
+		notify:   newNotifier(log),
+		services: map[string]*supervise.Supervisor{},
+	}
+	a.desired.Store(&source.current)
+	source.resources = a.resources
+	source.accepted = a.accept
+	a.loop = reconcile.New(source, cfg.Reconcile.Interval, log, a.afterPass)
+	server, err := control.Listen(cfg.RuntimeDir, a, log)
+	if err != nil {
+		return err
+	}
+	log.Info("started", "version", version, "node", cfg.Node, "backend", fw.Backend())
+	return a.runAll(ctx, server, reload)
+}
+
+func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-chan struct{}) error {
+	group, ctx := errgroup.WithContext(ctx)
+	a.mu.Lock()
+	a.group, a.groupCtx = group, ctx
+	a.mu.Unlock()
+	group.Go(func() error { return a.loop.Run(ctx) })
+	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return a.notify.run(ctx) })
+	group.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-reload:
+				a.loop.Trigger(reconcile.Trigger{Reason: "reload"})
+			}
+		}
+	})
+	return group.Wait()
+}
+
+func (a *Agent) resources(d Desired) []reconcile.Resource {
+	return []reconcile.Resource{&firewallResource{fw: a.fw, want: d.Rules}}
+}
+
+// accept runs in the loop's goroutine with each new desired state. Services
+// that are new get a supervisor; one whose entry changed or went keeps running
+// as it is, since only an operator may end a database.
+func (a *Agent) accept(d Desired) {
+	a.desired.Store(&d)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, svc := range d.Config.Services {
+		if _, ok := a.services[svc.Name]; ok {
+			continue
+		}
+		s := supervise.New(a.superviseSpec(d.Config, svc), a.log)
+		a.services[svc.Name] = s
+		ctx := a.groupCtx
+		a.group.Go(func() error { return s.Run(ctx) })
+	}
+}
+
+func (a *Agent) superviseSpec(cfg config.Config, svc config.Service) supervise.Spec {
+	spec := superviseSpec(cfg, svc)
+	spec.Gate = a.loop.Enforced()
+	spec.Verify = func(ctx context.Context, pid int) error { return a.verifyAdopted(ctx, svc.Name, pid) }
+	return spec
+}
+
+// superviseSpec starts a service through the launch stage with the accepted
+// configuration, which stays good while the file on disk is being edited.
+func superviseSpec(cfg config.Config, svc config.Service) supervise.Spec {
+	return supervise.Spec{
+		Name: svc.Name,
+		Argv: []string{
+			"/proc/self/exe", "exec", "--service", svc.Name,
+			"--config", filepath.Join(cfg.RuntimeDir, acceptedConfig), "--report-fd", "3",
+		},
+		Exe:          svc.Command[0],
+		DataDir:      svc.DataDir,
+		RecordFile:   filepath.Join(cfg.RuntimeDir, "services", svc.Name+".json"),
+		StartTimeout: svc.StartTimeout,
+		StopTimeout:  svc.StopTimeout,
+	}
+}
+
+// verifyAdopted refuses a process whose confinement cannot be had without a
+// restart. Limits are left to verify: they may have changed in the config since.
+func (a *Agent) verifyAdopted(ctx context.Context, name string, pid int) error {
+	spec, ok := a.desired.Load().service(name)
+	if !ok {
+		return fmt.Errorf("there is no service %s in the configuration any more", name)
+	}
+	findings, err := launch.Verify(ctx, spec, pid)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range findings {
+		if !f.OK && f.Layer != launch.LayerLimits {
+			errs = append(errs, errors.New(FindingText(f)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d Desired) service(name string) (launch.Spec, bool) {
+	i := slices.IndexFunc(d.Services, func(s launch.Spec) bool { return s.Service == name })
+	if i < 0 {
+		return launch.Spec{}, false
+	}
+	return d.Services[i], true
+}
+
+// afterPass runs in the loop's goroutine. A pass that ended is the proof of
+// life that the watchdog asks for.
+func (a *Agent) afterPass(s reconcile.Snapshot) {
+	state := "WATCHDOG=1\nSTATUS=" + summary(s, a.serviceStates())
+	if s.Enforced() || s.Passes > 1 {
+		state = "READY=1\n" + state
+	}
+	a.notify.send(state)
+}
+
+func summary(s reconcile.Snapshot, services []supervise.Status) string {
+	text := "rules in place"
+	if !s.Clean() {
+		text = "degraded: " + s.Problems[0].What
+	}
+	for _, svc := range services {
+		text += fmt.Sprintf("; %s %s", svc.Name, svc.State)
+	}
+	return text
+}
+
+func (a *Agent) serviceStates() []supervise.Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var states []supervise.Status
+	for _, s := range a.services {
+		states = append(states, s.Status())
+	}
+	slices.SortFunc(states, func(x, y supervise.Status) int {
+		if x.Name < y.Name {
+			return -1
+		}
+		return 1
+	})
+	return states
+}
+
+func (a *Agent) supervisor(name string) (*supervise.Supervisor, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s, ok := a.services[name]
+	if !ok {
+		return nil, fmt.Errorf("%w: there is no service %q; see `pghardend status`", control.ErrNotFound, name)
+	}
+	return s, nil
+}
+
+// StartService implements control.Backend.
+func (a *Agent) StartService(ctx context.Context, name string) error {
+	s, err := a.supervisor(name)
+	if err != nil {
+		return err
+	}
+	return s.Start(ctx)
+}
+
+// StopService implements control.Backend.
+func (a *Agent) StopService(ctx context.Context, name string) error {
+	s, err := a.supervisor(name)
+	if err != nil {
+		return err
+	}
+	return s.Stop(ctx)
+}
+
+// Apply implements control.Backend. A changed file counts when it has looked
+// the same twice, hence the two passes.
+func (a *Agent) Apply(ctx context.Context, force bool) (control.Status, error) {
+	var snap reconcile.Snapshot
+	for range 2 {
+		var err error
+		if snap, err = a.loop.Request(ctx, reconcile.Trigger{Reason: "apply", Force: force}); err != nil {
+			return control.Status{}, err
+		}
+	}
+	var errs []error
+	for _, p := range snap.Problems {
+		errs = append(errs, errors.New(p.Text))
+	}
+	return a.Status(ctx), errors.Join(errs...)
+}
+
+// statusTimeout bounds the reading of /proc for one status.
+const statusTimeout = 10 * time.Second
+
+// firewallResource makes the rules one resource of the loop.
+type firewallResource struct {
+	fw   *firewall.Firewall
+	want firewall.Ruleset
+}
+
+func (r *firewallResource) Name() string { return "firewall" }
+
+func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
+	got, err := r.fw.Observe(ctx)
+	return firewall.Diff(r.want, got), err
+}
+
+func (r *firewallResource) Apply(ctx context.Context, p reconcile.Plan) error {
+	plan, ok := p.(firewall.Plan)
+	if !ok {
+		return fmt.Errorf("cannot apply a %T to the firewall", p)
+	}
+	return r.fw.Apply(ctx, plan)
+}

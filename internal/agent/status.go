@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/reconcile"
+	"github.com/pghardend/pghardend/internal/supervise"
+)
+
+// Status implements control.Backend. Layers of services are read from /proc
+// for each call; the rules' state is that of the last pass.
+func (a *Agent) Status(ctx context.Context) control.Status {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	d := a.desired.Load()
+	snap := a.loop.Snapshot()
+	s := control.Status{
+		Version: a.version, Node: d.Self.Name, Role: d.Self.Role, Instance: d.Peers.Instance,
+		State: control.StateOK, Reasons: []string{}, PID: os.Getpid(), Backend: a.fw.Backend(),
+		Generation: snap.Generation, LastReconcile: snap.LastPass,
+		Services: []control.Service{}, Drift: []control.Drift{},
+	}
+	for _, p := range snap.Problems {
+		s.Reasons = append(s.Reasons, fmt.Sprintf("%s: %s (since %s)", p.What, p.Text, p.Since.Format(time.RFC3339)))
+	}
+	s.Layers = append(s.Layers, a.netfilterLayer(snap, &s))
+	for _, state := range a.serviceStates() {
+		a.addService(ctx, d, state, &s)
+	}
+	for _, e := range snap.Events {
+		s.Drift = append(s.Drift, control.Drift(e))
+	}
+	if len(s.Reasons) > 0 {
+		s.State = control.StateDegraded
+	}
+	return s
+}
+
+// netfilterLayer: a pass that is long overdue proves nothing any more.
+func (a *Agent) netfilterLayer(snap reconcile.Snapshot, s *control.Status) control.Layer {
+	const overdue = time.Minute
+	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Enforced()}
+	switch age := time.Since(snap.LastPass); {
+	case snap.Passes == 0:
+		l.Detail = "no pass yet"
+		s.Reasons = append(s.Reasons, "netfilter: the first pass has not ended yet")
+	case age > overdue:
+		l.Enforced = false
+		l.Detail = fmt.Sprintf("last compared with the kernel %s ago", age.Round(time.Second))
+		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail)
+	case l.Enforced:
+		l.Detail = fmt.Sprintf("rules and sets equal the plan, read back %d ms ago (%s)", age.Milliseconds(), a.fw.Backend())
+	default:
+		l.Detail = "rules or sets differ from the plan"
+	}
+	return l
+}
+
+func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Status, s *control.Status) {
+	svc := control.Service{
+		Name: state.Name, State: string(state.State), PID: state.PID, Since: state.Since,
+		Adopted: state.Adopted, Restarts: state.Restarts, LastError: state.LastError,
+	}
+	spec, known := d.service(state.Name)
+	switch {
+	case !known && state.PID != 0:
+		s.Reasons = append(s.Reasons, fmt.Sprintf("service %s is not in the configuration any more but still runs; `pghardend stop --service %s` ends it", state.Name, state.Name))
+	case known && state.State != supervise.StateReady:
+		s.Reasons = append(s.Reasons, strings.TrimSuffix(fmt.Sprintf("service %s is %s: %s", state.Name, state.State, state.LastError), ": "))
+	}
+	if known && state.PID != 0 {
+		findings, pids, err := verifyTree(ctx, spec, state.PID)
+		svc.Processes = pids
+		if err != nil {
+			s.Reasons = append(s.Reasons, fmt.Sprintf("service %s cannot be verified: %v", state.Name, err))
+		} else {
+			s.Layers = append(s.Layers, serviceLayers(state.Name, pids, findings)...)
+			s.Reasons = append(s.Reasons, failures(state.Name, findings)...)
+		}
+	}
+	s.Services = append(s.Services, svc)
+}
+
+// verifyTree checks every process of a service and counts them. A child that
+// ends meanwhile is none of them.
+func verifyTree(ctx context.Context, spec launch.Spec, root int) (findings []launch.Finding, processes int, err error) {
+	pids, err := launch.Tree(ctx, root)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, pid := range pids {
+		f, err := launch.Verify(ctx, spec, pid)
+		if errors.Is(err, launch.ErrVanished) && pid != root {
+			continue
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		findings = append(findings, f...)
+		processes++
+	}
+	return findings, processes, nil
+}
+
+// FindingText is a finding as one line for people.
+func FindingText(f launch.Finding) string {
+	return fmt.Sprintf("process %d: %s %s is %s, not %s", f.PID, f.Layer, f.Check, f.Got, f.Want)
+}
+
+// serviceLayers sums the findings up by layer, in the order of first mention.
+func serviceLayers(service string, pids int, findings []launch.Finding) []control.Layer {
+	var layers []control.Layer
+	at := map[string]int{}
+	checks := map[string]int{}
+	for _, f := range findings {
+		i, ok := at[f.Layer]
+		if !ok {
+			i = len(layers)
+			at[f.Layer] = i
+			layers = append(layers, control.Layer{Name: f.Layer, Subject: service, Configured: true, Enforced: true})
+		}
+		checks[f.Layer]++
+		if !f.OK {
+			layers[i].Enforced = false
+			layers[i].Detail = FindingText(f)
+		}
+	}
+	for i, l := range layers {
+		if l.Enforced {
+			layers[i].Detail = fmt.Sprintf("%d checks on %d processes, read from /proc just now", checks[l.Name], pids)
+		}
+	}
+	return layers
+}
+
+func failures(service string, findings []launch.Finding) []string {
+	var out []string
+	for _, f := range findings {
+		if !f.OK {
+			out = append(out, "service "+service+": "+FindingText(f))
+		}
+	}
+	return out
+}

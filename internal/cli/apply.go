@@ -1,0 +1,27 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/pghardend/pghardend/internal/agent"
+)
+
+func newApply(o *options) *cobra.Command {
+	var force bool
+	c := o.jsonFlag(&cobra.Command{
+		Use:   "apply",
+		Short: "Bring the rules to the state of the files, once",
+		Long: "Bring the rules to the state of the files, once, and print what changed.\n" +
+			"If the daemon is running, it does the work.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			plan, err := agent.Apply(cmd.Context(), o.config, force, o.logger())
+			if err != nil {
+				return err
+			}
+			return o.printPlan(plan, "nothing to do")
+		},
+	})
+	c.Flags().BoolVar(&force, "force", false, "accept a peer list that looks suspicious, such as one that lost most of its nodes")
+	return c
+}

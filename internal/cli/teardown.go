@@ -1,0 +1,29 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pghardend/pghardend/internal/agent"
+)
+
+func newTeardown(o *options) *cobra.Command {
+	var stop bool
+	c := &cobra.Command{
+		Use:   "teardown",
+		Short: "Remove our rules and sets from the kernel",
+		Long: "Remove our rules and sets from the kernel. Foreign rules and sets stay. The\n" +
+			"daemon must not be running. Services go on, unless --stop-services ends them.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			done, err := agent.Teardown(cmd.Context(), o.config, stop, o.logger())
+			for _, line := range done {
+				fmt.Fprintln(o.out, line)
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVar(&stop, "stop-services", false, "stop the services first (postgres: fast)")
+	return c
+}

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pghardend/pghardend/internal/agent"
+)
+
+func newVerify(o *options) *cobra.Command {
+	var service string
+	c := o.jsonFlag(&cobra.Command{
+		Use:   "verify",
+		Short: "Compare every live process and rule with what was asked for (exit 3 if any differs)",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v, err := agent.Verify(cmd.Context(), o.config, service)
+			if err != nil {
+				return err
+			}
+			if o.json {
+				err = o.printJSON(v)
+			} else {
+				err = o.printVerification(v)
+			}
+			if err == nil && !v.OK {
+				err = &codeError{code: exitDegraded}
+			}
+			return err
+		},
+	})
+	c.Flags().StringVar(&service, "service", "", "only this service")
+	return c
+}
+
+func (o *options) printVerification(v agent.Verification) error {
+	w := tabwriter.NewWriter(o.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "PID\tLAYER\tCHECK\tWANT\tGOT\tOK")
+	for _, f := range v.Findings {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", f.PID, f.Layer, f.Check, f.Want, f.Got, yesNo(f.OK))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, s := range v.Services {
+		fmt.Fprintf(o.out, "service %s: %d processes below %d\n", s.Name, s.Processes, s.PID)
+	}
+	for _, p := range v.Problems {
+		fmt.Fprintf(o.out, "! %s\n", strings.TrimSpace(p))
+	}
+	if v.OK {
+		fmt.Fprintf(o.out, "all %d checks passed; rules and sets equal the plan\n", len(v.Findings))
+	}
+	return nil
+}

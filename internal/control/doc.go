@@ -1,0 +1,21 @@
+// Package control is the daemon's unix-socket HTTP/JSON API and its client.
+//
+// # API
+//
+//	GET  /v1/status                     → Status
+//	POST /v1/apply?force=true           → Status after one pass
+//	POST /v1/services/NAME/start|stop   → {}
+//
+// An error is {"error": "..."} with a status of 4xx or 5xx.
+//
+// # Design
+//
+// The socket lies in runtime_dir with mode 0600, so that only root (or the
+// daemon's own user) can connect: the file mode is the access control. The
+// server only passes requests on to a Backend and never writes to the kernel.
+// A slow or stuck client holds up nobody but itself.
+//
+// # Thread safety
+//
+// Server and Client may be used from several goroutines.
+package control

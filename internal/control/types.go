@@ -1,0 +1,61 @@
+package control
+
+import (
+	"time"
+)
+
+// States of the whole.
+const (
+	StateOK       = "ok"
+	StateDegraded = "degraded"
+)
+
+// Status is what `pghardend status --json` prints.
+type Status struct {
+	Version       string    `json:"version"`
+	Node          string    `json:"node"`
+	Role          string    `json:"role"`
+	Instance      string    `json:"instance"`
+	State         string    `json:"state"`
+	Reasons       []string  `json:"reasons"` // why the state is degraded
+	PID           int       `json:"pid"`     // the daemon's; 0 if none runs
+	Backend       string    `json:"backend"`
+	Generation    uint64    `json:"generation"`
+	LastReconcile time.Time `json:"last_reconcile"`
+	Layers        []Layer   `json:"layers"`
+	Services      []Service `json:"services"`
+	Drift         []Drift   `json:"drift"` // oldest first
+}
+
+// Layer is one layer of one subject: the node or a service.
+type Layer struct {
+	Name       string `json:"name"`
+	Subject    string `json:"subject"`    // "node" or a service's name
+	Configured bool   `json:"configured"` // asked for
+	Enforced   bool   `json:"enforced"`   // read back from the kernel just now
+	Detail     string `json:"detail"`
+}
+
+// Service is the life of one service.
+type Service struct {
+	Name      string    `json:"name"`
+	State     string    `json:"state"`
+	PID       int       `json:"pid"`
+	Processes int       `json:"processes"` // of the service's tree, each of them checked
+	Since     time.Time `json:"since"`
+	Adopted   bool      `json:"adopted"` // taken over from an earlier daemon
+	Restarts  int       `json:"restarts"`
+	LastError string    `json:"last_error,omitempty"`
+}
+
+// Drift is one resource that was not as desired, and its repair.
+type Drift struct {
+	Resource string    `json:"resource"`
+	Cause    string    `json:"cause"` // start, change or drift
+	What     string    `json:"what"`
+	Since    time.Time `json:"since"`    // last seen to be right
+	Found    time.Time `json:"found"`    // seen to be wrong
+	Repaired time.Time `json:"repaired"` // zero if it was not repaired
+	OpenMS   float64   `json:"open_ms"`  // at most so long
+	Error    string    `json:"error,omitempty"`
+}

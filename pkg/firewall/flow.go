@@ -1,0 +1,130 @@
+package firewall
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Protocols of a Flow.
+const (
+	ProtoTCP  = "tcp"
+	ProtoUDP  = "udp"
+	ProtoEcho = "icmp-echo" // ICMP and ICMPv6 echo request
+)
+
+// Flow is one row of the matrix: who may open a connection to whom.
+type Flow struct {
+	Name  string   `yaml:"name"`
+	Proto string   `yaml:"proto"`
+	Ports []uint16 `yaml:"ports"` // destination ports; none for icmp-echo
+	From  []string `yaml:"from"`  // roles or networks
+	To    []string `yaml:"to"`    // roles or networks
+	Rate  int      `yaml:"rate"`  // icmp-echo only: requests per second and source
+}
+
+// Comments of rules that belong to no flow; a flow may not take their names.
+const (
+	tagEstablished = "established"
+	tagLoopback    = "loopback"
+	tagICMP        = "icmp"
+	tagInvalid     = "invalid"
+	tagLog         = "log"
+	tagDrop        = "drop"
+	tagJump        = "jump"
+	tagPathMTU     = "path-mtu"
+	tagICMPError   = "icmp-error"
+	tagEchoReply   = "echo-reply"
+	tagNeighbour   = "neighbour-discovery"
+	tagMulticast   = "mld"
+)
+
+var reservedNames = []string{
+	tagEstablished, tagLoopback, tagICMP, tagInvalid, tagLog, tagDrop, tagJump,
+	tagPathMTU, tagICMPError, tagEchoReply, tagNeighbour, tagMulticast,
+}
+
+var (
+	flowName  = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+	groupName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,23}$`)
+)
+
+// multiport takes at most 15 ports, iptables-extensions(8).
+const maxPorts = 15
+
+// ParseFlows reads a flow matrix (version 1). Unknown keys are errors; file is
+// used in messages only.
+func ParseFlows(file string, data []byte) ([]Flow, error) {
+	var doc struct {
+		Version int    `yaml:"version"`
+		Flows   []Flow `yaml:"flows"`
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("cannot read flows: %s: %w", file, err)
+	}
+	if doc.Version != 1 {
+		return nil, fmt.Errorf("cannot read flows: %s: version is %d; write version: 1", file, doc.Version)
+	}
+	if err := checkFlows(doc.Flows); err != nil {
+		return nil, fmt.Errorf("cannot read flows: %s: %w", file, err)
+	}
+	return doc.Flows, nil
+}
+
+func checkFlows(flows []Flow) error {
+	var errs []error
+	seen := map[string]bool{}
+	for i, f := range flows {
+		if err := f.check(); err != nil {
+			errs = append(errs, fmt.Errorf("flows[%d] (%s): %w", i, f.Name, err))
+		}
+		if seen[f.Name] {
+			errs = append(errs, fmt.Errorf("flows[%d] (%s): the name is taken by an earlier row", i, f.Name))
+		}
+		seen[f.Name] = true
+	}
+	return errors.Join(errs...)
+}
+
+func (f Flow) check() error {
+	if !flowName.MatchString(f.Name) {
+		return fmt.Errorf("name %q: use lower-case letters, digits and dashes", f.Name)
+	}
+	if slices.Contains(reservedNames, f.Name) {
+		return fmt.Errorf("name %q is reserved; choose another", f.Name)
+	}
+	if len(f.From) == 0 || len(f.To) == 0 {
+		return errors.New("from and to must each name at least one role or network")
+	}
+	for _, g := range slices.Concat(f.From, f.To) {
+		if !groupName.MatchString(g) {
+			return fmt.Errorf("role or network %q: use a lower-case name of at most 24 characters", g)
+		}
+	}
+	switch f.Proto {
+	case ProtoTCP, ProtoUDP:
+		if len(f.Ports) == 0 || len(f.Ports) > maxPorts || slices.Contains(f.Ports, 0) {
+			return fmt.Errorf("ports: give 1 to %d ports between 1 and 65535", maxPorts)
+		}
+		if f.Rate != 0 {
+			return errors.New("rate: only for proto icmp-echo")
+		}
+	case ProtoEcho:
+		if len(f.Ports) != 0 {
+			return errors.New("ports: icmp-echo has none; remove the key")
+		}
+		if f.Rate < 1 || f.Rate > 10000 {
+			return errors.New("rate: give 1 to 10000 requests per second")
+		}
+	default:
+		return fmt.Errorf("proto %q: use %s, %s or %s", f.Proto, ProtoTCP, ProtoUDP, ProtoEcho)
+	}
+	return nil
+}

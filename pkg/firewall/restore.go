@@ -1,0 +1,51 @@
+package firewall
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A transaction collects the lines of one iptables-restore --noflush input,
+// which the kernel commits as a whole or not at all.
+type transaction struct {
+	declare strings.Builder // ":CHAIN": with --noflush it makes or empties that chain only
+	body    strings.Builder
+}
+
+func (t *transaction) chain(c Chain) {
+	fmt.Fprintf(&t.declare, ":%s - [0:0]\n", c.Name)
+	for _, r := range c.Rules {
+		fmt.Fprintf(&t.body, "-A %s %s\n", c.Name, r)
+	}
+}
+
+func (t *transaction) delete(chain, raw string) { fmt.Fprintf(&t.body, "-D %s %s\n", chain, raw) }
+
+func (t *transaction) insert(chain string, r Rule) {
+	fmt.Fprintf(&t.body, "-I %s 1 %s\n", chain, r)
+}
+
+func (t *transaction) removeChain(name string) { fmt.Fprintf(&t.body, "-X %s\n", name) }
+
+func (t *transaction) text() string {
+	if t.declare.Len() == 0 && t.body.Len() == 0 {
+		return ""
+	}
+	return "*filter\n" + t.declare.String() + t.body.String() + "COMMIT\n"
+}
+
+// detachText writes our chains without the rules that name a set: nothing new
+// is let in, established connections go on.
+func detachText(want Table) string {
+	var tx transaction
+	for _, c := range want.Chains {
+		closed := Chain{Name: c.Name}
+		for _, r := range c.Rules {
+			if !r.matchesSet() {
+				closed.Rules = append(closed.Rules, r)
+			}
+		}
+		tx.chain(closed)
+	}
+	return tx.text()
+}

@@ -1,0 +1,72 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Teardown removes our chains, jumps and sets from every backend that has any,
+// and says what it removed. Foreign state stays as it is.
+func Teardown(ctx context.Context) ([]string, error) {
+	return teardown(ctx, execRunner{}, legacyInUse)
+}
+
+func teardown(ctx context.Context, run runner, legacyInUse func() bool) ([]string, error) {
+	var removed []string
+	var errs []error
+	var plans []Plan
+	var opened []*Firewall
+	for _, backend := range []string{BackendNFT, BackendLegacy} {
+		// Merely looking at an unused legacy table would load its kernel module.
+		if backend == BackendLegacy && !legacyInUse() {
+			continue
+		}
+		f, err := open(ctx, backend, run)
+		if err != nil {
+			continue // not installed, so it has no rules of ours
+		}
+		got, err := f.Observe(ctx)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		opened, plans = append(opened, f), append(plans, TeardownPlan(got))
+	}
+	if len(opened) == 0 {
+		return nil, fmt.Errorf("cannot tear down: neither iptables-nft nor iptables-legacy is installed; install the package iptables")
+	}
+	// Sets go last: rules of either backend may name them.
+	for i, f := range opened {
+		if i < len(opened)-1 {
+			plans[i].dropSets, plans[i].setsText = nil, ""
+		}
+		if err := f.Apply(ctx, plans[i]); err != nil {
+			errs = append(errs, err)
+		}
+		for _, c := range plans[i].Changes {
+			line := fmt.Sprintf("removed %s %s %s", c.Family, c.Resource, c.Name)
+			if c.Resource != "set" {
+				line += " (" + f.backend + ")"
+			}
+			if !slices.Contains(removed, line) {
+				removed = append(removed, line)
+			}
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+// legacyInUse says whether this namespace has a legacy filter table; the kernel
+// lists those that exist in these files.
+func legacyInUse() bool {
+	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		data, err := os.ReadFile(file)
+		if err == nil && slices.Contains(strings.Fields(string(data)), "filter") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,81 @@
+#!/bin/bash
+# Names, and as root installs, the Debian packages that this project needs.
+#
+#   scripts/deps.sh build   to compile and lint
+#   scripts/deps.sh unit    … and to run the unit tests
+#   scripts/deps.sh all     … and to run the end-to-end tests and the demo
+#
+# Does nothing when nothing is missing. While it installs, no service is started and no PostgreSQL cluster is created;
+# both switches are taken away again afterwards.
+set -euo pipefail
+
+build=(gcc libc6-dev pkg-config libseccomp-dev git ca-certificates)
+unit=(postgresql-15 postgresql-client-15 procps)
+e2e=(iptables ipset nftables conntrack iproute2 iputils-ping util-linux strace)
+
+case ${1:-all} in
+    build) wanted=("${build[@]}") ;;
+    unit) wanted=("${build[@]}" "${unit[@]}") ;;
+    all) wanted=("${build[@]}" "${unit[@]}" "${e2e[@]}") ;;
+    *)
+        echo "usage: scripts/deps.sh [build|unit|all]" >&2
+        exit 2
+        ;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+    echo "deps: this is not a Debian system; install the equivalents of: ${wanted[*]}" >&2
+    exit 1
+fi
+
+missing=()
+for package in "${wanted[@]}"; do
+    status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
+    if [[ $status != installed ]]; then
+        missing+=("$package")
+    fi
+done
+if ((${#missing[@]} == 0)); then
+    exit 0
+fi
+if ((EUID != 0)); then
+    echo "deps: not installed: ${missing[*]}" >&2
+    echo "deps: run 'make deps' as root, or: apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+fi
+
+# Debian's PostgreSQL package creates and starts a cluster, and starts every other one on the host, unless told not to.
+cluster_dir=/etc/postgresql-common/createcluster.d
+cluster_conf=$cluster_dir/pghardend-deps.conf
+policy=/usr/sbin/policy-rc.d
+mark='temporary: pghardend scripts/deps.sh'
+made_dir=
+
+put_back() {
+    rm -f "$cluster_conf"
+    if [[ -n $made_dir ]]; then
+        rmdir --parents --ignore-fail-on-non-empty "$cluster_dir" 2>/dev/null || true
+    fi
+    if grep -qsF "$mark" "$policy"; then
+        rm -f "$policy"
+    fi
+}
+trap put_back EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+if [[ ! -d $cluster_dir ]]; then
+    made_dir=yes
+    mkdir -p "$cluster_dir"
+fi
+printf '# %s\ncreate_main_cluster = false\n' "$mark" >"$cluster_conf"
+if [[ ! -e $policy ]]; then
+    printf '#!/bin/sh\n# %s\nexit 101\n' "$mark" >"$policy"
+    chmod 0755 "$policy"
+fi
+
+# needrestart, where installed, would restart the host's own services.
+export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+echo "deps: installing ${missing[*]}"
+apt-get update -q </dev/null || echo "deps: apt-get update failed; trying with the package lists there are" >&2
+apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null
