@@ -28,13 +28,16 @@ RUN ?=
 FUZZTIME ?= 20s
 KEEP ?=
 
-.PHONY: help deps deps-build deps-unit build test test-unit test-e2e lint fuzz bench demo clean
+.PHONY: help root deps deps-build deps-unit build test test-unit test-e2e lint fuzz bench demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 deps: ## install the Debian packages that are missing (as root); changes nothing when none is
 	@scripts/deps.sh all
+
+root:
+	@(( EUID == 0 )) || { echo 'this needs root: it makes network namespaces and starts services as other users' >&2; exit 1; }
 
 deps-build:
 	@scripts/deps.sh build
@@ -55,14 +58,14 @@ test-unit: deps-unit ## unit tests with the race detector, then the coverage of 
 	$(GO) test -race -coverprofile=build/cover.out $(UNIT)
 	@scripts/coverage.sh build/cover.out $(MODULE)/pkg
 
-test-e2e: deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
-	@(( EUID == 0 )) || { echo 'test-e2e: needs root, for network namespaces and for starting services as other users' >&2; exit 1; }
+test-e2e: root deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
 	@mkdir -p build
 	$(GO) test -race -count=1 -timeout 40m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
 
 lint: deps-build $(GOLANGCI) ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }
 	$(GO) vet ./...
+	$(GOLANGCI) config verify
 	$(GOLANGCI) run ./...
 
 # Named after its version: another version here is another file, so it is built anew.
@@ -75,12 +78,11 @@ fuzz: deps-build ## every fuzz target for FUZZTIME (20s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
 bench: deps-build ## every benchmark
-	@dirs=$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u); \
+	@dirs=$$({ grep -rl --include='*_test.go' '^func Benchmark' . || true; } | xargs -r -n1 dirname | sort -u); \
 	[[ -n $$dirs ]] || { echo 'bench: no benchmarks yet'; exit 0; }; \
 	$(GO) test -run '^$$' -bench . -benchmem $$dirs
 
-demo: deps build ## one VM, a peer, a sibling tenant: who could connect, what confines postgres (as root); KEEP=1 keeps them
-	@(( EUID == 0 )) || { echo 'demo: needs root, for network namespaces and for starting services as other users' >&2; exit 1; }
+demo: root deps build ## one VM, a peer, a sibling tenant: who could connect, what confines postgres (as root); KEEP=1 keeps them
 	@KEEP=$(KEEP) $(GO) run ./test/demo
 
 clean: ## remove build/

@@ -8,6 +8,7 @@
 # Does nothing when nothing is missing. While it installs, no service is started and no PostgreSQL cluster is created;
 # both switches are taken away again afterwards.
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 build=(gcc libc6-dev pkg-config libseccomp-dev git ca-certificates)
 unit=(postgresql-15 postgresql-client-15 procps)
@@ -76,6 +77,14 @@ fi
 
 # needrestart, where installed, would restart the host's own services.
 export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-echo "deps: installing ${missing[*]}"
-apt-get update -q </dev/null || echo "deps: apt-get update failed; trying with the package lists there are" >&2
-apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null
+log=build/deps.log
+mkdir -p build
+echo "deps: installing ${missing[*]} (output: $log)"
+{
+    apt-get update -q </dev/null || echo "deps: apt-get update failed; trying with the package lists there are"
+    apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null
+} >"$log" 2>&1 || {
+    cat "$log" >&2
+    echo "deps: cannot install ${missing[*]}: see apt-get's messages above" >&2
+    exit 1
+}

@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/testbed"
+)
+
+const killRounds = 100
+
+// TestF16: 100 kill -9 of the daemon under pgbench: no transaction fails, the
+// postmaster stays the same process and is adopted, the rules are never gone.
+func TestF16DaemonKilled(t *testing.T) {
+	s := startSlice(t, "nft")
+	conn := s.cluster.Conninfo(s.node.V4(), testbed.AppUser)
+	_, err := s.cluster.Pgbench(s.ctx, s.peer, conn, "-i", "-q")
+	must(t, err)
+	pid, err := s.cluster.PID()
+	must(t, err)
+
+	bench, stop := context.WithCancel(s.ctx)
+	defer stop()
+	type outcome struct {
+		runs, processed, failed int
+		err                     error
+	}
+	done := make(chan outcome, 1)
+	finish := make(chan struct{})
+	go func() {
+		var o outcome
+		for {
+			r, err := s.cluster.Pgbench(bench, s.peer, conn, "-c", "2", "-T", "2")
+			o.runs, o.processed, o.failed, o.err = o.runs+1, o.processed+r.Processed, o.failed+r.Failed, errors.Join(o.err, err)
+			select {
+			case <-finish:
+				done <- o
+				return
+			default:
+			}
+		}
+	}()
+	for round := range killRounds {
+		must(t, s.agent.Kill9(s.ctx))
+		if plan := s.cli("plan"); plan.Code != 0 {
+			t.Fatalf("round %d: after the kill the rules differ:\n%s%s", round, plan.Stdout, plan.Stderr)
+		}
+		must(t, s.agent.Start())
+		if round%10 == 9 { // now and then let it come all the way; else kill it wherever it is
+			st := s.awaitOK()
+			if st.Services[0].PID != pid || !st.Services[0].Adopted {
+				t.Fatalf("round %d: %+v; want process %d adopted", round, st.Services[0], pid)
+			}
+		}
+	}
+	close(finish)
+	o := <-done
+	if o.err != nil || o.failed != 0 || o.processed == 0 {
+		t.Errorf("pgbench: %+v", o)
+	}
+	t.Logf("%d kills, %d transactions in %d runs, %d failed", killRounds, o.processed, o.runs, o.failed)
+	if now, err := s.cluster.PID(); err != nil || now != pid {
+		t.Errorf("the postmaster was process %d and is %d: %v", pid, now, err)
+	}
+	s.awaitOK()
+}
+
+// A postmaster that dies is started again; one that somebody stops is not.
+func TestSliceCrashOfService(t *testing.T) {
+	s := startSlice(t, "nft")
+	pid, err := s.cluster.PID()
+	must(t, err)
+	run(t, s.node, fmt.Sprintf("kill -9 %d", pid))
+	st := s.awaitStatus("a new postmaster", func(st control.Status) error {
+		if len(st.Services) != 1 || st.Services[0].State != "ready" || st.Services[0].PID == pid {
+			return fmt.Errorf("%+v", st.Services)
+		}
+		return nil
+	})
+	if st.Services[0].Restarts < 1 {
+		t.Errorf("%+v; want a restart counted", st.Services[0])
+	}
+}
+
+// PostgreSQL waits for the rules: with nothing to write them, it is not started.
+func TestSliceStartsAfterRules(t *testing.T) {
+	s := newSlice(t, "nft", nil)
+	// A rule that only nft understands makes the table unreadable for iptables.
+	run(t, s.node, "nft add table ip filter; nft add chain ip filter INPUT '{type filter hook input priority 0;}'; nft add rule ip filter INPUT meta skuid 4711 ct mark 7 queue num 3")
+	must(t, s.agent.Start())
+	s.awaitStatus("degraded by the firewall", func(st control.Status) error {
+		if st.State != control.StateDegraded || !strings.Contains(strings.Join(st.Reasons, " "), "firewall") || len(st.Services) == 0 || st.Services[0].State != "waiting" {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	if _, err := s.cluster.PID(); err == nil {
+		t.Error("PostgreSQL was started before the rules were in place")
+	}
+	run(t, s.node, "nft flush chain ip filter INPUT")
+	s.awaitOK()
+}
+
+// TestF13 and TestF18: a bad change keeps the last good state, is named in
+// status with file, line and fix, and nothing is opened or lost by it.
+func TestF13F18BadChange(t *testing.T) {
+	s := startSlice(t, "nft")
+	goodPeers, err := os.ReadFile(s.agent.PeersPath)
+	must(t, err)
+	goodConfig, err := os.ReadFile(s.agent.ConfigPath)
+	must(t, err)
+	edit := func(text []byte, old, replacement string) string {
+		t.Helper()
+		if !strings.Contains(string(text), old) {
+			t.Fatalf("%q is not in\n%s", old, text)
+		}
+		return strings.Replace(string(text), old, replacement, 1)
+	}
+	for _, row := range []struct{ name, file, text, says string }{
+		{"F13 empty", s.agent.PeersPath, "", "peers.yaml"},
+		{"F13 truncated in the middle", s.agent.PeersPath, string(goodPeers[:len(goodPeers)/2]), "peers.yaml"},
+		{"F13 everybody as a network", s.agent.PeersPath, edit(goodPeers, "10.0.0.0/24", "0.0.0.0/0"), "0.0.0.0/0"},
+		{"F13 self missing", s.agent.PeersPath, edit(goodPeers, "name: pg-0", "name: pg-7"), "pg-0"},
+		{"F13 v4-mapped", s.agent.PeersPath, edit(goodPeers, "fd00:20:1::20", "'::ffff:10.20.1.20'"), "::ffff:10.20.1.20"},
+		{"F13 duplicate address", s.agent.PeersPath, edit(goodPeers, "10.20.1.20", "10.20.1.10"), "10.20.1.10"},
+		{"F18 unknown key", s.agent.ConfigPath, string(goodConfig) + "firewal: {}\n", "firewal"},
+		{"F18 half-written", s.agent.ConfigPath, string(goodConfig) + "firewall: {backend", "pghardend.yaml:"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			must(t, testbed.WriteFile(row.file, row.text))
+			st := s.awaitStatus("degraded", func(st control.Status) error {
+				if st.State != control.StateDegraded {
+					return errors.New(st.State)
+				}
+				return nil
+			})
+			reason := strings.Join(st.Reasons, "\n")
+			for _, w := range []string{row.says, "the last good configuration stays in force"} {
+				if !strings.Contains(reason, w) {
+					t.Errorf("the reason does not say %q:\n%s", w, reason)
+				}
+			}
+			if got, err := s.sql(s.peer, s.node.V4(), "SELECT 1"); err != nil || got != "1" {
+				t.Errorf("the peer's session: %q %v", got, err)
+			}
+			s.want(1, []string{row.says}, "validate")
+			must(t, testbed.WriteFile(s.agent.PeersPath, string(goodPeers)))
+			must(t, testbed.WriteFile(s.agent.ConfigPath, string(goodConfig)))
+			s.awaitOK()
+		})
+	}
+	t.Run("F18 wrong mode", func(t *testing.T) {
+		must(t, os.Chmod(s.agent.ConfigPath, 0o666))
+		s.awaitStatus("degraded", func(st control.Status) error {
+			if st.State != control.StateDegraded || !strings.Contains(strings.Join(st.Reasons, " "), "chmod") {
+				return fmt.Errorf("%s %q", st.State, st.Reasons)
+			}
+			return nil
+		})
+		must(t, os.Chmod(s.agent.ConfigPath, 0o600))
+		s.awaitOK()
+	})
+	t.Run("F18 bad at boot", func(t *testing.T) {
+		must(t, testbed.WriteFile(s.agent.PeersPath, ""))
+		must(t, s.agent.Restart(s.ctx))
+		s.awaitStatus("degraded, with the last good rules", func(st control.Status) error {
+			if st.State != control.StateDegraded || len(st.Layers) == 0 || !st.Layers[0].Enforced || len(st.Services) != 1 || st.Services[0].State != "ready" {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+		must(t, testbed.WriteFile(s.agent.PeersPath, string(goodPeers)))
+		s.awaitOK()
+	})
+	t.Run("good change", func(t *testing.T) {
+		before := time.Now()
+		must(t, testbed.WriteFile(s.agent.PeersPath, edit(goodPeers, "10.20.1.20", "10.20.1.66")))
+		must(t, testbed.Await(s.ctx, "the new member", func(context.Context) error {
+			if !strings.Contains(run(t, s.node, "ipset save pgh4-pgpool"), "10.20.1.66") {
+				return errors.New("not in the set yet")
+			}
+			return nil
+		}))
+		t.Logf("a changed address is in the set after %v", time.Since(before).Round(10*time.Millisecond))
+		if got, err := s.sql(s.sibling, s.node.V4(), "SELECT 1"); err != nil || got != "1" {
+			t.Errorf("the former sibling, now a member: %q %v", got, err)
+		}
+	})
+}

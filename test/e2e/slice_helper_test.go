@@ -1,0 +1,189 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/user"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/testbed"
+)
+
+// slice is the bed of the tests of the whole: one VM with an agent and a real
+// PostgreSQL, a peer and a sibling tenant on its subnet, and the control plane.
+type slice struct {
+	t                            *testing.T
+	ctx                          context.Context
+	bed                          *testbed.Bed
+	node, peer, sibling, control *testbed.Host
+	cluster                      *testbed.Cluster
+	cfg                          testbed.AgentConfig
+	agent                        *testbed.Agent
+}
+
+const sliceTimeout = 4 * time.Minute
+
+// sliceLimits are unlike the defaults, so that "exactly as configured" says something.
+var sliceLimits = map[string]any{
+	"nofile": 4000, "core": 0, "nproc": map[string]int{"soft": 900, "hard": 1000}, "memlock": 65536,
+}
+
+func eachBackend(t *testing.T, f func(t *testing.T, backend string)) {
+	for _, backend := range []string{"nft", "legacy"} {
+		t.Run(backend, func(t *testing.T) { f(t, backend) })
+	}
+}
+
+// newSlice makes the bed and the agent's files; nothing runs yet.
+func newSlice(t *testing.T, backend string, settings map[string]string) *slice {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), sliceTimeout)
+	t.Cleanup(cancel)
+	bed, err := testbed.New(ctx, "slice", []testbed.HostSpec{
+		{Name: "pg-0", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
+		{Name: "pool-0", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}},
+		{Name: "sibling", Addresses: []string{"10.20.1.66/24", "fd00:20:1::66/64"}},
+		{Name: "control", Addresses: []string{"10.0.0.5/24", "fd00:10::5/64"}},
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, bed.Close()) })
+	s := &slice{t: t, ctx: ctx, bed: bed,
+		node: bed.Host("pg-0"), peer: bed.Host("pool-0"), sibling: bed.Host("sibling"), control: bed.Host("control")}
+	s.cluster, err = bed.NewCluster(ctx, testbed.ClusterSpec{Settings: settings})
+	must(t, err)
+	service := testbed.ServiceOf(s.cluster)
+	service.Groups = supplementaryGroups(t, s.cluster.User)
+	service.Limits = sliceLimits
+	s.cfg = testbed.AgentConfig{
+		Backend:  backend,
+		Services: map[string]testbed.Service{"postgres": service},
+		Peers: testbed.Peers{
+			Instance: "orders-prod",
+			Nodes:    []testbed.Peer{testbed.PeerOf(s.node, "postgres"), testbed.PeerOf(s.peer, "pgpool")},
+			Networks: map[string][]string{"control_plane": {"10.0.0.0/24", "fd00:10::/64"}},
+		},
+	}
+	s.agent, err = testbed.NewAgent(ctx, s.node, s.cfg)
+	must(t, err)
+	return s
+}
+
+// startSlice also starts the daemon and waits until PostgreSQL is ready.
+func startSlice(t *testing.T, backend string) *slice {
+	t.Helper()
+	s := newSlice(t, backend, nil)
+	s.start()
+	return s
+}
+
+func (s *slice) start() {
+	s.t.Helper()
+	must(s.t, s.agent.Start())
+	s.awaitOK()
+}
+
+// awaitOK waits for status ok with postgres ready.
+func (s *slice) awaitOK() control.Status {
+	s.t.Helper()
+	return s.awaitStatus("status ok", func(st control.Status) error {
+		if st.State != control.StateOK || len(st.Services) != 1 || st.Services[0].State != "ready" {
+			return fmt.Errorf("state %s, services %+v, reasons %q", st.State, st.Services, st.Reasons)
+		}
+		return nil
+	})
+}
+
+func (s *slice) awaitStatus(what string, check func(control.Status) error) control.Status {
+	s.t.Helper()
+	var st control.Status
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	must(s.t, s.agent.Await(ctx, what, func(ctx context.Context) error {
+		st = control.Status{}
+		if _, err := s.agent.JSON(ctx, &st, "status"); err != nil {
+			return err
+		}
+		return check(st)
+	}))
+	return st
+}
+
+// supplementaryGroups are the names that the user is a member of beyond its
+// primary group: Debian's package puts postgres into ssl-cert.
+func supplementaryGroups(t *testing.T, u *user.User) []string {
+	t.Helper()
+	gids, err := u.GroupIds()
+	must(t, err)
+	var names []string
+	for _, gid := range gids {
+		if gid == u.Gid {
+			continue
+		}
+		g, err := user.LookupGroupId(gid)
+		must(t, err)
+		names = append(names, g.Name)
+	}
+	return names
+}
+
+func (s *slice) cli(args ...string) testbed.Result {
+	s.t.Helper()
+	r, err := s.agent.CLI(s.ctx, args...)
+	must(s.t, err)
+	return r
+}
+
+// want runs a command and checks its exit code and that its output has each word.
+func (s *slice) want(code int, words []string, args ...string) testbed.Result {
+	s.t.Helper()
+	r := s.cli(args...)
+	if r.Code != code {
+		s.t.Errorf("pghardend %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), r.Code, code, r.Stdout, r.Stderr)
+	}
+	for _, w := range words {
+		if !strings.Contains(r.Stdout+r.Stderr, w) {
+			s.t.Errorf("pghardend %s does not say %q:\n%s%s", strings.Join(args, " "), w, r.Stdout, r.Stderr)
+		}
+	}
+	return r
+}
+
+// sql runs one statement from a host over the network, as the tenant's user.
+func (s *slice) sql(from *testbed.Host, to netip.Addr, sql string) (string, error) {
+	return s.cluster.Psql(s.ctx, from, s.cluster.Conninfo(to, testbed.AppUser), sql)
+}
+
+// awaitRestored waits for a drift event that names all the words and was
+// repaired, and for an empty plan.
+func (s *slice) awaitRestored(after time.Time, words ...string) control.Drift {
+	s.t.Helper()
+	var found control.Drift
+	s.awaitStatus("a repair of "+strings.Join(words, ", "), func(st control.Status) error {
+		for _, d := range st.Drift {
+			if d.Cause != "drift" || d.Found.Before(after) || d.Repaired.IsZero() {
+				continue
+			}
+			if containsAll(d.What, words) {
+				found = d
+				return nil
+			}
+		}
+		return errors.New("no such event yet")
+	})
+	s.want(0, []string{"nothing to do"}, "plan")
+	return found
+}
+
+func containsAll(text string, words []string) bool {
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			return false
+		}
+	}
+	return true
+}
