@@ -47,11 +47,11 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 		return err
 	}
 	cfg := source.current.Config
-	held, err := lock(cfg.RuntimeDir)
+	release, err := lockFor(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer held.Close()
+	defer release()
 	fw, err := firewall.Open(ctx, cfg.Firewall.Backend)
 	if err != nil {
 		return err
@@ -61,11 +61,12 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 		notify:   newNotifier(log),
 		services: map[string]*supervise.Supervisor{},
 	}
-	a.desired.Store(&source.current)
+	first := source.current // the source goes on writing to its own
+	a.desired.Store(&first)
 	source.resources = a.resources
 	source.accepted = a.accept
-	a.loop = reconcile.New(source, cfg.Reconcile.Interval, log, a.afterPass)
-	server, err := control.Listen(cfg.RuntimeDir, a, log)
+	a.loop = reconcile.New(source, pollInterval(cfg.Reconcile.Interval, log), log, a.afterPass)
+	server, err := control.Listen(ctx, cfg.RuntimeDir, a, log)
 	if err != nil {
 		return err
 	}
@@ -112,7 +113,12 @@ func (a *Agent) accept(d Desired) {
 		s := supervise.New(a.superviseSpec(d.Config, svc), a.log)
 		a.services[svc.Name] = s
 		ctx := a.groupCtx
-		a.group.Go(func() error { return s.Run(ctx) })
+		a.group.Go(func() error {
+			if err := s.Run(ctx); err != nil { // the rules go on being kept
+				a.log.Error("a service is not supervised", "error", err)
+			}
+			return nil
+		})
 	}
 }
 
@@ -178,10 +184,11 @@ func (a *Agent) afterPass(s reconcile.Snapshot) {
 	a.notify.send(state)
 }
 
+// summary is what `systemctl status` shows.
 func summary(s reconcile.Snapshot, services []supervise.Status) string {
 	text := "rules in place"
 	if !s.Clean() {
-		text = "degraded: " + s.Problems[0].What
+		text = "degraded (" + s.Problems[0].What + "), see `pghardend status`"
 	}
 	for _, svc := range services {
 		text += fmt.Sprintf("; %s %s", svc.Name, svc.State)
@@ -210,7 +217,7 @@ func (a *Agent) supervisor(name string) (*supervise.Supervisor, error) {
 	defer a.mu.Unlock()
 	s, ok := a.services[name]
 	if !ok {
-		return nil, fmt.Errorf("%w: there is no service %q; see `pghardend status`", control.ErrNotFound, name)
+		return nil, fmt.Errorf("%w %q; `pghardend status` lists them", control.ErrNotFound, name)
 	}
 	return s, nil
 }

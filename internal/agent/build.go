@@ -31,6 +31,9 @@ func Build(cfg config.Config, peers config.Peers) (Desired, error) {
 	if err := config.Validate(cfg, peers); err != nil {
 		return Desired{}, err
 	}
+	if err := checkDirs(cfg); err != nil {
+		return Desired{}, err
+	}
 	self := peers.Nodes[slices.IndexFunc(peers.Nodes, func(n config.Node) bool { return n.Name == cfg.Node })]
 	flows, err := defaultFlows()
 	if err != nil {
@@ -49,6 +52,20 @@ func Build(cfg config.Config, peers config.Peers) (Desired, error) {
 		d.Services = append(d.Services, spec)
 	}
 	return d, nil
+}
+
+// checkDirs keeps our copies of the accepted files off the files themselves.
+func checkDirs(cfg config.Config) error {
+	for _, own := range []struct{ key, dir string }{
+		{"runtime_dir", cfg.RuntimeDir},
+		{"state_dir", path.Join(cfg.StateDir, lastGoodDir)},
+	} {
+		if own.dir == path.Dir(cfg.File) || own.dir == path.Dir(cfg.PeersFile) {
+			return fmt.Errorf("%s: %s: copies of the configuration are kept in %s, where the files themselves are; choose another directory",
+				cfg.Where(own.key), own.key, own.dir)
+		}
+	}
+	return nil
 }
 
 func defaultFlows() ([]firewall.Flow, error) {

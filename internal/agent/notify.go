@@ -3,20 +3,28 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"net"
+	"os"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 )
+
+// notifyTimeout is how long systemd may take to make room for one message.
+const notifyTimeout = time.Second
 
 // notifier talks to systemd, sd_notify(3), from a goroutine of its own: the
 // socket may block, and nothing else may wait for it. Only the newest message
 // counts, so one that is not sent yet is replaced.
 type notifier struct {
-	latest chan string
-	log    *slog.Logger
+	socket  string // empty: nobody wants to know
+	latest  chan string
+	log     *slog.Logger
+	failing bool
 }
 
 func newNotifier(log *slog.Logger) *notifier {
-	return &notifier{latest: make(chan string, 1), log: log}
+	return &notifier{socket: os.Getenv("NOTIFY_SOCKET"), latest: make(chan string, 1), log: log}
 }
 
 // send never blocks. It has one caller at a time.
@@ -32,16 +40,50 @@ func (n *notifier) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			n.notify(daemon.SdNotifyStopping + "\nSTATUS=stopping; rules and services stay")
+			n.notify(context.WithoutCancel(ctx), daemon.SdNotifyStopping+"\nSTATUS=stopping; rules and services stay")
 			return nil
 		case state := <-n.latest:
-			n.notify(state)
+			n.notify(ctx, state)
 		}
 	}
 }
 
-func (n *notifier) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		n.log.Warn("cannot notify systemd", "error", err)
+// notify says once that messages do not arrive.
+func (n *notifier) notify(ctx context.Context, state string) {
+	err := n.write(ctx, state)
+	if err != nil && !n.failing {
+		n.log.Warn("cannot notify systemd", "socket", n.socket, "error", err)
 	}
+	n.failing = err != nil
+}
+
+func (n *notifier) write(ctx context.Context, state string) error {
+	if n.socket == "" {
+		return nil
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unixgram", n.socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte(state))
+	return err
+}
+
+// pollInterval keeps the passes, which are the proof of life, frequent enough
+// for systemd's watchdog, sd_watchdog_enabled(3).
+func pollInterval(configured time.Duration, log *slog.Logger) time.Duration {
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	switch {
+	case err != nil:
+		log.Warn("cannot use systemd's watchdog", "error", err)
+	case watchdog > 0 && watchdog/2 < configured:
+		log.Warn("reconcile.interval is too long for the unit's WatchdogSec", "configured", configured, "used", watchdog/2)
+		return watchdog / 2
+	}
+	return configured
 }

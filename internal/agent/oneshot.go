@@ -28,32 +28,60 @@ func Plan(ctx context.Context, configFile string) (firewall.Plan, error) {
 	return firewall.Diff(d.Rules, got), err
 }
 
-// Apply brings the rules to the files' state and returns what it changed. If a
-// daemon is running, it does the work.
-func Apply(ctx context.Context, configFile string, force bool, log *slog.Logger) (firewall.Plan, error) {
+// Apply brings the rules to the files' state and returns what it changed, which
+// may be something along with an error. If a daemon is running, it does the
+// work. Files that are bad or suspicious are an error, but if no daemon is there
+// to keep the rules, those of the last good ones are put in force: at boot that
+// is what stands between the host and the network.
+func Apply(ctx context.Context, configFile string, force bool) (firewall.Plan, error) {
 	d, in, err := loadInput(ctx, configFile)
 	if err != nil {
-		return firewall.Plan{}, err
+		return applyLastGood(ctx, stateDir(ctx, configFile), configFile, err)
 	}
-	held, err := lock(d.Config.RuntimeDir)
+	release, err := lockFor(ctx, d.Config)
 	if errors.Is(err, ErrLocked) {
-		return applyByDaemon(ctx, d, force)
+		plan, daemonErr := applyByDaemon(ctx, d, force)
+		if errors.Is(daemonErr, control.ErrNoDaemon) { // the holder is none, or one that cannot be asked
+			return firewall.Plan{}, err
+		}
+		return plan, daemonErr
 	}
 	if err != nil {
 		return firewall.Plan{}, err
 	}
-	defer held.Close()
+	defer release()
 	if !force {
 		if err := checkAgainstLastGood(ctx, d); err != nil {
-			return firewall.Plan{}, err
+			release()
+			return applyLastGood(ctx, d.Config.StateDir, configFile, err)
 		}
 	}
 	plan, err := applyRules(ctx, d)
 	if err != nil {
 		return plan, err
 	}
-	s := fileSource{configFile: configFile, log: log, current: d, currentIn: in}
-	return plan, s.save()
+	return plan, save(ctx, d.Config, in)
+}
+
+// applyLastGood stands in where cause keeps the files from being applied.
+func applyLastGood(ctx context.Context, dir, configFile string, cause error) (firewall.Plan, error) {
+	good, _, err := loadLastGood(ctx, dir, configFile)
+	if err != nil {
+		return firewall.Plan{}, fmt.Errorf("%w\nnothing was applied: %w", cause, err)
+	}
+	release, err := lockFor(ctx, good.Config)
+	if errors.Is(err, ErrLocked) {
+		return firewall.Plan{}, fmt.Errorf("%w\nnothing was applied: the daemon keeps the last good configuration in force", cause)
+	}
+	if err != nil {
+		return firewall.Plan{}, errors.Join(cause, err)
+	}
+	defer release()
+	plan, err := applyRules(ctx, good)
+	if err != nil {
+		return plan, fmt.Errorf("%w\nthe last good configuration in %s was not applied either: %w", cause, dir, err)
+	}
+	return plan, fmt.Errorf("%w\nthe last good configuration in %s is in force instead", cause, dir)
 }
 
 func applyByDaemon(ctx context.Context, d Desired, force bool) (firewall.Plan, error) {
@@ -75,20 +103,22 @@ func applyRules(ctx context.Context, d Desired) (firewall.Plan, error) {
 	if err != nil {
 		return firewall.Plan{}, err
 	}
-	r := firewallResource{fw: fw, want: d.Rules}
+	// A family that cannot be read does not keep the other from being written.
 	got, err := fw.Observe(ctx)
-	if err != nil {
-		return firewall.Plan{}, err
-	}
 	plan := firewall.Diff(d.Rules, got)
-	if err := fw.Apply(ctx, plan); err != nil {
+	if applyErr := fw.Apply(ctx, plan); applyErr != nil {
+		return firewall.Plan{}, errors.Join(err, applyErr)
+	}
+	if err != nil {
 		return plan, err
 	}
-	left, err := r.Plan(ctx)
-	if err == nil && !left.Empty() {
-		err = fmt.Errorf("the rules still differ after they were written:\n%s", left)
+	if got, err = fw.Observe(ctx); err != nil {
+		return plan, err
 	}
-	return plan, err
+	if left := firewall.Diff(d.Rules, got); !left.Empty() {
+		return plan, fmt.Errorf("the rules still differ after they were written:\n%s", left)
+	}
+	return plan, nil
 }
 
 // Verification is what `verify` prints.
@@ -109,7 +139,7 @@ type VerifiedSvc struct {
 // Verify compares every live process of the services (or of the one named) and
 // the rules with the files. It asks the kernel, not the daemon.
 func Verify(ctx context.Context, configFile, service string) (Verification, error) {
-	v := Verification{Problems: []string{}, Services: []VerifiedSvc{}}
+	v := Verification{Problems: []string{}, Services: []VerifiedSvc{}, Findings: []launch.Finding{}}
 	d, err := Load(ctx, configFile)
 	if err != nil {
 		return v, err
@@ -161,11 +191,14 @@ func Teardown(ctx context.Context, configFile string, stop bool, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	held, err := lock(cfg.RuntimeDir)
-	if err != nil {
+	release, err := lockFor(ctx, cfg)
+	if errors.Is(err, ErrLocked) {
 		return nil, fmt.Errorf("cannot tear down; stop the daemon first (systemctl stop pghardend): %w", err)
 	}
-	defer held.Close()
+	if err != nil {
+		return nil, fmt.Errorf("cannot tear down: %w", err)
+	}
+	defer release()
 	var done []string
 	for _, svc := range cfg.Services {
 		text, err := teardownService(ctx, superviseSpec(cfg, svc), stop, log)
@@ -189,7 +222,7 @@ func teardownService(ctx context.Context, spec supervise.Spec, stop bool, log *s
 	case !stop:
 		return fmt.Sprintf("service %s goes on running (process %d), confined, but without our firewall rules; --stop-services would end it", spec.Name, pid), nil
 	}
-	if err := supervise.StopFound(ctx, spec, log); err != nil {
+	if err := supervise.StopRunning(ctx, spec, log); err != nil {
 		return "", fmt.Errorf("cannot stop service %s, so nothing was removed: %w", spec.Name, err)
 	}
 	return fmt.Sprintf("stopped service %s (process %d)", spec.Name, pid), nil

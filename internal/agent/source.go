@@ -1,97 +1,18 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
-
-	"github.com/google/renameio/v2"
+	"time"
 
 	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/pkg/config"
 )
 
-// Names of the copies of the accepted files, in state_dir (for the next boot)
-// and in runtime_dir (for the launch stage).
-const (
-	lastGoodDir    = "last-good"
-	acceptedConfig = "pghardend.yaml"
-	acceptedPeers  = "peers.yaml"
-)
-
-// input is the text of both files.
-type input struct {
-	configFile string
-	config     []byte
-	peers      []byte
-}
-
-func (i input) equal(o input) bool {
-	return bytes.Equal(i.config, o.config) && bytes.Equal(i.peers, o.peers)
-}
-
-// readInput reads both files; the config says where the peers are.
-func readInput(ctx context.Context, configFile string) (input, config.Config, error) {
-	in := input{configFile: configFile}
-	data, err := config.ReadFile(ctx, configFile)
-	if err != nil {
-		return in, config.Config{}, err
-	}
-	in.config = data
-	cfg, err := parseConfig(configFile, data)
-	if err != nil {
-		return in, config.Config{}, err
-	}
-	if in.peers, err = config.ReadFile(ctx, cfg.PeersFile); err != nil {
-		return in, cfg, err
-	}
-	return in, cfg, nil
-}
-
-func parseConfig(file string, data []byte) (config.Config, error) {
-	hostname, err := os.Hostname()
-	if err != nil {
-		return config.Config{}, fmt.Errorf("cannot ask for the host's name: %w", err)
-	}
-	return config.ParseConfig(file, data, hostname)
-}
-
-// build turns text into desired state.
-func (i input) build(cfg config.Config) (Desired, error) {
-	peers, err := config.ParsePeers(cfg.PeersFile, i.peers)
-	if err != nil {
-		return Desired{}, err
-	}
-	return Build(cfg, peers)
-}
-
-// Load reads and checks both files.
-func Load(ctx context.Context, configFile string) (Desired, error) {
-	d, _, err := loadInput(ctx, configFile)
-	return d, err
-}
-
-func loadInput(ctx context.Context, configFile string) (Desired, input, error) {
-	in, cfg, err := readInput(ctx, configFile)
-	if err != nil {
-		return Desired{}, in, err
-	}
-	d, err := in.build(cfg)
-	return d, in, err
-}
-
-// LoadConfig reads the config alone, for commands that need no peers.
-func LoadConfig(ctx context.Context, configFile string) (config.Config, error) {
-	data, err := config.ReadFile(ctx, configFile)
-	if err != nil {
-		return config.Config{}, err
-	}
-	return parseConfig(configFile, data)
-}
+// settleTime is how soon a changed file is looked at again.
+const settleTime = 200 * time.Millisecond
 
 // fileSource decides which input counts. It is used by the loop's goroutine
 // only.
@@ -104,153 +25,148 @@ type fileSource struct {
 	current    Desired
 	currentIn  input
 	generation uint64
-	seen       input // what the files held at the last look
+	supervised map[string]config.Service // as each service's supervisor knows it
+	seen       input                     // what the files held at the last look
+	inputErr   error                     // what is wrong with the files since they settled
 	saveErr    error
 }
 
 // newFileSource takes the files as they are or, if they are bad, the last good
 // ones of state_dir. It fails if there is neither.
 func newFileSource(ctx context.Context, configFile string, log *slog.Logger) (*fileSource, error) {
-	s := &fileSource{configFile: configFile, log: log}
+	s := &fileSource{configFile: configFile, log: log, supervised: map[string]config.Service{}}
 	d, in, err := loadInput(ctx, configFile)
 	if err == nil {
 		err = checkAgainstLastGood(ctx, d)
 	}
+	s.current, s.currentIn, s.seen = d, in, in
 	if err == nil {
-		s.current, s.currentIn, s.seen = d, in, in
 		return s, nil
 	}
-	stateDir := stateDirOf(ctx, configFile)
-	good, goodIn, goodErr := loadLastGood(ctx, stateDir, configFile)
+	dir := stateDir(ctx, configFile)
+	good, goodIn, goodErr := loadLastGood(ctx, dir, configFile)
 	if goodErr != nil {
-		return nil, fmt.Errorf("cannot use the configuration, and there is no last good one in %s (%w): %w", stateDir, goodErr, err)
+		return nil, fmt.Errorf("%w\nnothing is enforced, because %w; correct the files (`pghardend validate` checks them) and start again", err, goodErr)
 	}
-	log.Error("using the last good configuration", "from", stateDir, "because", err)
-	s.current, s.currentIn, s.seen = good, goodIn, in
+	log.Error("using the last good configuration", "from", dir, "because", err)
+	s.current, s.currentIn = good, goodIn
 	return s, nil
-}
-
-// stateDirOf finds state_dir even if the config cannot be read: systemd names
-// it in STATE_DIRECTORY, systemd.exec(5).
-func stateDirOf(ctx context.Context, configFile string) string {
-	if cfg, err := LoadConfig(ctx, configFile); err == nil {
-		return cfg.StateDir
-	}
-	if dir := os.Getenv("STATE_DIRECTORY"); dir != "" {
-		return dir
-	}
-	return config.DefaultStateDir
-}
-
-// loadLastGood reads state_dir's copies as if they were the files themselves.
-func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, input, error) {
-	dir := filepath.Join(stateDir, lastGoodDir)
-	in := input{configFile: configFile}
-	var err error
-	if in.config, err = config.ReadFile(ctx, filepath.Join(dir, acceptedConfig)); err != nil {
-		return Desired{}, in, err
-	}
-	if in.peers, err = config.ReadFile(ctx, filepath.Join(dir, acceptedPeers)); err != nil {
-		return Desired{}, in, err
-	}
-	cfg, err := parseConfig(configFile, in.config)
-	if err != nil {
-		return Desired{}, in, err
-	}
-	d, err := in.build(cfg)
-	return d, in, err
-}
-
-// checkAgainstLastGood guards a restart like any other moment: a peer list that
-// lost most of its nodes while the daemon was away is as suspicious.
-func checkAgainstLastGood(ctx context.Context, d Desired) error {
-	good, _, err := loadLastGood(ctx, d.Config.StateDir, d.Config.File)
-	if err != nil {
-		return nil //nolint:nilerr // none, or one that an other version wrote: nothing to compare with
-	}
-	return config.CheckChange(good.Peers, d.Peers)
 }
 
 // Load implements reconcile.Source.
 func (s *fileSource) Load(ctx context.Context, force bool) (reconcile.Desired, error) {
-	err := s.refresh(ctx, force)
+	settled := s.refresh(ctx, force)
 	switch {
 	case s.generation == 0:
-		s.accept(s.current, s.currentIn)
+		s.accept(ctx, s.current, s.currentIn)
 	case s.saveErr != nil:
-		s.saveErr = s.save()
+		s.saveErr = s.save(ctx)
 	}
-	return reconcile.Desired{Generation: s.generation, Resources: s.resources(s.current)}, errors.Join(err, s.saveErr)
+	d := reconcile.Desired{Generation: s.generation, Resources: s.resources(s.current)}
+	if !settled {
+		d.Recheck = settleTime
+	}
+	return d, errors.Join(s.inputErr, s.saveErr)
 }
 
-// refresh takes over a changed input once it is good and has settled: a file
-// that is being written in place must look the same twice before it counts.
-func (s *fileSource) refresh(ctx context.Context, force bool) error {
+// refresh looks at the files. A change counts, be it for good or bad, once it
+// has settled: a file that is being written in place must look the same twice.
+func (s *fileSource) refresh(ctx context.Context, force bool) (settled bool) {
 	in, cfg, err := readInput(ctx, s.configFile)
-	settled := in.equal(s.seen)
+	settled = force || in.equal(s.seen) || in.equal(s.currentIn)
 	s.seen = in
-	if err != nil {
-		return fmt.Errorf("the last good configuration stays in force: %w", err)
+	if !settled {
+		return false
 	}
-	if in.equal(s.currentIn) || (!settled && !force) {
+	if err == nil {
+		err = s.take(ctx, in, cfg, force)
+	}
+	if err != nil {
+		err = fmt.Errorf("the last good configuration stays in force: %w", err)
+	}
+	s.inputErr = err
+	return true
+}
+
+// take makes a settled input the current one if it is good.
+func (s *fileSource) take(ctx context.Context, in input, cfg config.Config, force bool) error {
+	if in.equal(s.currentIn) {
 		return nil
 	}
 	d, err := in.build(cfg)
-	if err == nil {
-		err = s.checkChange(d, force)
-	}
 	if err != nil {
-		return fmt.Errorf("the last good configuration stays in force: %w", err)
+		return err
 	}
-	s.accept(d, in)
+	if err := s.checkFixed(d.Config); err != nil {
+		return err
+	}
+	if !force {
+		if err := config.CheckChange(s.current.Peers, d.Peers); err != nil {
+			return err
+		}
+	}
+	s.accept(ctx, d, in)
 	return nil
 }
 
-func (s *fileSource) checkChange(d Desired, force bool) error {
+// checkFixed refuses changes of what a running daemon cannot change.
+func (s *fileSource) checkFixed(next config.Config) error {
+	type fixed struct{ key, was, is string }
 	old := s.current.Config
-	for _, fixed := range []struct{ key, was, is string }{
-		{"runtime_dir", old.RuntimeDir, d.Config.RuntimeDir},
-		{"state_dir", old.StateDir, d.Config.StateDir},
-		{"firewall.backend", old.Firewall.Backend, d.Config.Firewall.Backend},
-		{"reconcile.interval", old.Reconcile.Interval.String(), d.Config.Reconcile.Interval.String()},
-	} {
-		if fixed.was != fixed.is {
-			return fmt.Errorf("%s: %s cannot change from %s to %s while the daemon runs; restart it", d.Config.Where(fixed.key), fixed.key, fixed.was, fixed.is)
+	all := []fixed{
+		{"runtime_dir", old.RuntimeDir, next.RuntimeDir},
+		{"state_dir", old.StateDir, next.StateDir},
+		{"firewall.backend", old.Firewall.Backend, next.Firewall.Backend},
+		{"reconcile.interval", old.Reconcile.Interval.String(), next.Reconcile.Interval.String()},
+	}
+	for _, svc := range next.Services {
+		was, ok := s.supervised[svc.Name]
+		if !ok {
+			continue
+		}
+		// A supervisor that looked for another program or directory than the
+		// launch stage starts would take the service for a stranger.
+		key := "services." + svc.Name
+		all = append(all,
+			fixed{key + ".command", was.Command[0], svc.Command[0]},
+			fixed{key + ".data_dir", was.DataDir, svc.DataDir},
+			fixed{key + ".start_timeout", was.StartTimeout.String(), svc.StartTimeout.String()},
+			fixed{key + ".stop_timeout", was.StopTimeout.String(), svc.StopTimeout.String()})
+	}
+	var errs []error
+	for _, f := range all {
+		if f.was != f.is {
+			errs = append(errs, fmt.Errorf("%s: %s cannot change from %s to %s while the daemon runs; restart it (services go on)",
+				next.Where(f.key), f.key, orNone(f.was), orNone(f.is)))
 		}
 	}
-	if force {
-		return nil
+	return errors.Join(errs...)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
 	}
-	return config.CheckChange(s.current.Peers, d.Peers)
+	return s
 }
 
 // accept makes d the current state and keeps copies of its text. A copy that
 // cannot be written degrades the daemon but does not hold up the state.
-func (s *fileSource) accept(d Desired, in input) {
+func (s *fileSource) accept(ctx context.Context, d Desired, in input) {
 	s.current, s.currentIn = d, in
 	s.generation++
-	s.saveErr = s.save()
+	s.saveErr = s.save(ctx)
+	for _, svc := range d.Config.Services {
+		if _, known := s.supervised[svc.Name]; !known {
+			s.supervised[svc.Name] = svc
+		}
+	}
 	s.log.Info("configuration accepted", "generation", s.generation, "nodes", len(d.Peers.Nodes), "services", len(d.Services))
 	if s.accepted != nil {
 		s.accepted(d)
 	}
 }
 
-func (s *fileSource) save() error {
-	cfg := s.current.Config
-	return errors.Join(
-		saveInput(filepath.Join(cfg.StateDir, lastGoodDir), s.currentIn),
-		saveInput(cfg.RuntimeDir, s.currentIn))
-}
-
-func saveInput(dir string, in input) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("cannot keep the accepted configuration: %w", err)
-	}
-	for name, data := range map[string][]byte{acceptedConfig: in.config, acceptedPeers: in.peers} {
-		if err := renameio.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			return fmt.Errorf("cannot keep the accepted configuration; is the disk full or read-only? %w", err)
-		}
-	}
-	return nil
+func (s *fileSource) save(ctx context.Context) error {
+	return save(ctx, s.current.Config, s.currentIn)
 }

@@ -30,7 +30,7 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	for _, p := range snap.Problems {
 		s.Reasons = append(s.Reasons, fmt.Sprintf("%s: %s (since %s)", p.What, p.Text, p.Since.Format(time.RFC3339)))
 	}
-	s.Layers = append(s.Layers, a.netfilterLayer(snap, &s))
+	s.Layers = append(s.Layers, netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s))
 	for _, state := range a.serviceStates() {
 		a.addService(ctx, d, state, &s)
 	}
@@ -44,8 +44,8 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 }
 
 // netfilterLayer: a pass that is long overdue proves nothing any more.
-func (a *Agent) netfilterLayer(snap reconcile.Snapshot, s *control.Status) control.Layer {
-	const overdue = time.Minute
+func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend string, s *control.Status) control.Layer {
+	overdue := time.Minute + interval
 	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Enforced()}
 	switch age := time.Since(snap.LastPass); {
 	case snap.Passes == 0:
@@ -54,11 +54,11 @@ func (a *Agent) netfilterLayer(snap reconcile.Snapshot, s *control.Status) contr
 	case age > overdue:
 		l.Enforced = false
 		l.Detail = fmt.Sprintf("last compared with the kernel %s ago", age.Round(time.Second))
-		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail)
+		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; if it lasts, restart the daemon (services go on)")
 	case l.Enforced:
-		l.Detail = fmt.Sprintf("rules and sets equal the plan, read back %d ms ago (%s)", age.Milliseconds(), a.fw.Backend())
+		l.Detail = fmt.Sprintf("rules and sets equal the plan, read back %d ms ago (%s)", age.Milliseconds(), backend)
 	default:
-		l.Detail = "rules or sets differ from the plan"
+		l.Detail = "not known to equal the plan, see the reasons"
 	}
 	return l
 }
@@ -72,6 +72,8 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 	switch {
 	case !known && state.PID != 0:
 		s.Reasons = append(s.Reasons, fmt.Sprintf("service %s is not in the configuration any more but still runs; `pghardend stop --service %s` ends it", state.Name, state.Name))
+	case !known && state.State != supervise.StateStopped:
+		s.Reasons = append(s.Reasons, fmt.Sprintf("service %s is not in the configuration any more and is %s; `pghardend stop --service %s` ends the attempts", state.Name, state.State, state.Name))
 	case known && state.State != supervise.StateReady:
 		s.Reasons = append(s.Reasons, strings.TrimSuffix(fmt.Sprintf("service %s is %s: %s", state.Name, state.State, state.LastError), ": "))
 	}

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/pghardend/pghardend/internal/agent"
@@ -15,11 +17,11 @@ func newApply(o *options) *cobra.Command {
 			"If the daemon is running, it does the work.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plan, err := agent.Apply(cmd.Context(), o.config, force, o.logger())
-			if err != nil {
+			plan, err := agent.Apply(cmd.Context(), o.config, force)
+			if err != nil && plan.Empty() {
 				return err
 			}
-			return o.printPlan(plan, "nothing to do")
+			return errors.Join(o.printPlan(plan, "nothing to do"), err)
 		},
 	})
 	c.Flags().BoolVar(&force, "force", false, "accept a peer list that looks suspicious, such as one that lost most of its nodes")

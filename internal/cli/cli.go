@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -102,13 +103,20 @@ func newRoot(o *options) *cobra.Command {
 		Short:         "Keep a PostgreSQL host's firewall and confinement as they should be",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
+			o.config, err = filepath.Abs(o.config) // the daemon and its children look from elsewhere
+			return err
+		},
 	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())
+	})
 	root.SetOut(o.out)
 	root.SetErr(o.errOut)
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig, "configuration file")
 	root.AddCommand(
 		newRun(o), newValidate(o), newPlan(o), newApply(o), newStatus(o), newVerify(o),
-		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
+		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o), newGate())
 	return root
 }
 
@@ -118,12 +126,12 @@ func (o *options) jsonFlag(c *cobra.Command) *cobra.Command {
 	return c
 }
 
-// logger writes text to a terminal and JSON to anything else.
-func (o *options) logger() *slog.Logger {
+// logger writes to w: text if standard error is a terminal, else JSON.
+func (o *options) logger(w io.Writer) *slog.Logger {
 	if f, ok := o.errOut.(*os.File); ok && isTerminal(f) {
-		return slog.New(slog.NewTextHandler(o.errOut, nil))
+		return slog.New(slog.NewTextHandler(w, nil))
 	}
-	return slog.New(slog.NewJSONHandler(o.errOut, nil))
+	return slog.New(slog.NewJSONHandler(w, nil))
 }
 
 func isTerminal(f *os.File) bool {

@@ -26,6 +26,9 @@ func newExec(o *options) *cobra.Command {
 			"systemd and Patroni can start a service through it. Arguments are added to the\n" +
 			"service's command. Each step that fails has an exit code of its own.",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if service == "" {
+				return &codeError{code: exitExecConfig, err: errors.New("say which: --service NAME; see `pghardend exec --help`")}
+			}
 			report, err := reportFile(reportFD)
 			if err != nil {
 				return &codeError{code: exitExecConfig, err: err}
@@ -41,7 +44,6 @@ func newExec(o *options) *cobra.Command {
 	}
 	c.Flags().StringVar(&service, "service", "", "the service to become")
 	c.Flags().IntVar(&reportFD, "report-fd", -1, "file descriptor of a pipe on which to report a failure as JSON")
-	c.MarkFlagsOneRequired("service")
 	return c
 }
 

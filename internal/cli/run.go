@@ -3,6 +3,7 @@ package cli
 import (
 	"os"
 	"os/signal"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,11 @@ func newRun(o *options) *cobra.Command {
 			hangups := make(chan os.Signal, 1)
 			signal.Notify(hangups, unix.SIGHUP)
 			defer signal.Stop(hangups)
+			// Or a journald that dies would take the daemon with it: without
+			// this, a write to a broken standard error ends a Go program.
+			signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+			lines := newLineWriter(o.errOut)
+			defer lines.close(time.Second)
 			reload := make(chan struct{})
 			go func() {
 				for {
@@ -35,7 +41,7 @@ func newRun(o *options) *cobra.Command {
 					}
 				}
 			}()
-			return agent.Run(cmd.Context(), o.config, version, reload, o.logger())
+			return agent.Run(cmd.Context(), o.config, version, reload, o.logger(lines))
 		},
 	}
 }

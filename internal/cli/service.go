@@ -27,22 +27,26 @@ func newServiceCommand(o *options, use, short string, act func(*control.Client, 
 		Short: short,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := agent.LoadConfig(cmd.Context(), o.config)
-			if err != nil {
-				return err
+			if (service == "") == !all {
+				return fmt.Errorf("say which: --service NAME or --all; see `%s --help`", cmd.CommandPath())
 			}
+			ctx := cmd.Context()
+			client := control.NewClient(agent.RuntimeDir(ctx, o.config))
 			names := []string{service}
 			if all {
+				s, err := client.Status(ctx) // the daemon knows what runs, whatever is in the file by now
+				if err != nil {
+					return fmt.Errorf("cannot %s services: %w", use, withoutDaemon(err))
+				}
 				names = nil
-				for _, svc := range cfg.Services {
+				for _, svc := range s.Services {
 					names = append(names, svc.Name)
 				}
 			}
-			client := control.NewClient(cfg.RuntimeDir)
 			var errs []error
 			for _, name := range names {
-				if err := act(client, cmd.Context(), name); err != nil {
-					errs = append(errs, fmt.Errorf("cannot %s service %s: %w", use, name, err))
+				if err := act(client, ctx, name); err != nil {
+					errs = append(errs, fmt.Errorf("cannot %s service %s: %w", use, name, withoutDaemon(err)))
 					continue
 				}
 				fmt.Fprintf(o.out, "service %s %s\n", name, done)
@@ -51,8 +55,14 @@ func newServiceCommand(o *options, use, short string, act func(*control.Client, 
 		},
 	}
 	c.Flags().StringVar(&service, "service", "", "the service")
-	c.Flags().BoolVar(&all, "all", false, "all services of the configuration")
-	c.MarkFlagsOneRequired("service", "all")
-	c.MarkFlagsMutuallyExclusive("service", "all")
+	c.Flags().BoolVar(&all, "all", false, "all services that the daemon knows")
 	return c
+}
+
+// withoutDaemon says what to do where there is none to ask.
+func withoutDaemon(err error) error {
+	if errors.Is(err, control.ErrNoDaemon) {
+		return fmt.Errorf("%w; start it (systemctl start pghardend); without it, `pghardend teardown --stop-services` stops all services and removes the rules", err)
+	}
+	return err
 }

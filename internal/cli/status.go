@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,11 @@ import (
 	"github.com/pghardend/pghardend/internal/control"
 )
 
-const shownDrifts = 5
+// What is printed of long lists and texts; --json has all.
+const (
+	shownDrifts = 5
+	shownLines  = 8
+)
 
 func newStatus(o *options) *cobra.Command {
 	return o.jsonFlag(&cobra.Command{
@@ -22,15 +27,10 @@ func newStatus(o *options) *cobra.Command {
 		Short: "Show what is configured and what is enforced (exit 3 if degraded)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := agent.LoadConfig(cmd.Context(), o.config)
-			if err != nil {
-				return err
-			}
-			s, err := control.NewClient(cfg.RuntimeDir).Status(cmd.Context())
+			dir := agent.RuntimeDir(cmd.Context(), o.config)
+			s, err := control.NewClient(dir).Status(cmd.Context())
 			if errors.Is(err, control.ErrNoDaemon) {
-				s = control.Status{Node: cfg.Node, State: control.StateDegraded, Reasons: []string{
-					fmt.Sprintf("no daemon is running on %s, so nothing is watched; start it (systemctl start pghardend), or see `pghardend verify`", cfg.RuntimeDir),
-				}}
+				s = noDaemon(cmd.Context(), o.config, err)
 			} else if err != nil {
 				return err
 			}
@@ -47,10 +47,30 @@ func newStatus(o *options) *cobra.Command {
 	})
 }
 
+// noDaemon is the status where nobody answers: what was enforced may still be,
+// but nobody looks. The node's name is there if the configuration can be read.
+func noDaemon(ctx context.Context, configFile string, cause error) control.Status {
+	s := control.Status{
+		Version: version, State: control.StateDegraded,
+		Reasons: []string{cause.Error() + ", so nothing is watched or repaired; start the daemon (systemctl start pghardend), `pghardend verify` says how things stand"},
+		Layers:  []control.Layer{}, Services: []control.Service{}, Drift: []control.Drift{},
+	}
+	d, err := agent.Load(ctx, configFile)
+	if err != nil {
+		s.Reasons = append(s.Reasons, err.Error())
+	}
+	s.Node, s.Role, s.Instance = d.Self.Name, d.Self.Role, d.Peers.Instance
+	return s
+}
+
 func printStatus(out io.Writer, s control.Status) error {
-	fmt.Fprintf(out, "%s: node %s (%s) of instance %s\n", s.State, s.Node, s.Role, s.Instance)
+	fmt.Fprint(out, s.State)
+	if s.Node != "" {
+		fmt.Fprintf(out, ": node %s (%s) of instance %s", s.Node, s.Role, s.Instance)
+	}
+	fmt.Fprintln(out)
 	for _, r := range s.Reasons {
-		fmt.Fprintf(out, "  ! %s\n", strings.ReplaceAll(strings.TrimSpace(r), "\n", "\n    "))
+		fmt.Fprintf(out, "  ! %s\n", strings.ReplaceAll(firstLines(strings.TrimSpace(r), shownLines), "\n", "\n    "))
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(s.Layers) > 0 {
@@ -78,24 +98,27 @@ func printDrift(out io.Writer, drift []control.Drift) error {
 	fmt.Fprintf(out, "\nLAST CHANGES (%d of %d)\n", min(shownDrifts, len(drift)), len(drift))
 	for _, d := range drift[max(0, len(drift)-shownDrifts):] {
 		end := fmt.Sprintf("restored after at most %.0f ms", d.OpenMS)
-		if d.Error != "" {
+		switch {
+		case d.Repaired.IsZero():
 			end = "NOT restored"
+		case d.Error != "":
+			end = fmt.Sprintf("right again after at most %.0f ms, by another hand", d.OpenMS)
 		}
-		fmt.Fprintf(out, "%s %s (%s), %s\n", d.Found.Format(time.RFC3339), d.Resource, d.Cause, end)
-		for line := range strings.Lines(firstLines(d.What, 6)) {
-			fmt.Fprintf(out, "  %s", line)
+		fmt.Fprintf(out, "%s %s (%s), %s\n", d.Found.Local().Format(time.RFC3339), d.Resource, d.Cause, end)
+		for line := range strings.Lines(firstLines(strings.TrimSpace(d.What), shownLines)) {
+			fmt.Fprintf(out, "  %s\n", strings.TrimSuffix(line, "\n"))
 		}
 	}
 	return nil
 }
 
-// firstLines cuts long text; --json has all of it.
+// firstLines cuts long text, never for one line only.
 func firstLines(text string, n int) string {
-	lines := strings.SplitAfter(text, "\n")
+	lines := strings.Split(text, "\n")
 	if len(lines) <= n+1 {
 		return text
 	}
-	return strings.Join(lines[:n], "") + fmt.Sprintf("… %d more lines\n", len(lines)-n-1)
+	return strings.Join(lines[:n], "\n") + fmt.Sprintf("\n… %d more lines", len(lines)-n)
 }
 
 func yesNo(b bool) string {

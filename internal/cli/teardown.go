@@ -17,7 +17,7 @@ func newTeardown(o *options) *cobra.Command {
 			"daemon must not be running. Services go on, unless --stop-services ends them.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			done, err := agent.Teardown(cmd.Context(), o.config, stop, o.logger())
+			done, err := agent.Teardown(cmd.Context(), o.config, stop, o.logger(o.errOut))
 			for _, line := range done {
 				fmt.Fprintln(o.out, line)
 			}

@@ -38,7 +38,9 @@ func newVerify(o *options) *cobra.Command {
 
 func (o *options) printVerification(v agent.Verification) error {
 	w := tabwriter.NewWriter(o.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PID\tLAYER\tCHECK\tWANT\tGOT\tOK")
+	if len(v.Findings) > 0 {
+		fmt.Fprintln(w, "PID\tLAYER\tCHECK\tWANT\tGOT\tOK")
+	}
 	for _, f := range v.Findings {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", f.PID, f.Layer, f.Check, f.Want, f.Got, yesNo(f.OK))
 	}
@@ -46,7 +48,7 @@ func (o *options) printVerification(v agent.Verification) error {
 		return err
 	}
 	for _, s := range v.Services {
-		fmt.Fprintf(o.out, "service %s: %d processes below %d\n", s.Name, s.Processes, s.PID)
+		fmt.Fprintf(o.out, "service %s: %d processes, the first is %d\n", s.Name, s.Processes, s.PID)
 	}
 	for _, p := range v.Problems {
 		fmt.Fprintf(o.out, "! %s\n", strings.TrimSpace(p))

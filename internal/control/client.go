@@ -5,19 +5,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"strconv"
+	"syscall"
+	"time"
 )
 
 // ErrNoDaemon means that nobody listens on the control socket.
 var ErrNoDaemon = errors.New("no daemon is running")
 
+// How long a daemon may take, which at its own limits takes less. Starting and
+// stopping a service takes as long as that service does.
+const (
+	statusPatience = 15 * time.Second
+	applyPatience  = 5 * time.Minute
+)
+
 // Client talks to the daemon of one runtime_dir.
 type Client struct {
-	http http.Client
+	path           string
+	http           http.Client
+	statusPatience time.Duration
 }
 
 // NewClient makes a client; it connects with each request.
@@ -27,11 +40,17 @@ func NewClient(dir string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	}
-	return &Client{http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{
+		path:           path,
+		http:           http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}},
+		statusPatience: statusPatience,
+	}
 }
 
 // Status asks for the daemon's status.
 func (c *Client) Status(ctx context.Context) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.statusPatience)
+	defer cancel()
 	var s Status
 	err := c.call(ctx, http.MethodGet, "/v1/status", &s)
 	return s, err
@@ -39,12 +58,14 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 
 // Apply asks for one pass. force accepts a suspicious input.
 func (c *Client) Apply(ctx context.Context, force bool) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, applyPatience)
+	defer cancel()
 	var s Status
 	err := c.call(ctx, http.MethodPost, "/v1/apply?force="+strconv.FormatBool(force), &s)
 	return s, err
 }
 
-// StartService starts a stopped service.
+// StartService starts a stopped service and waits until it is ready.
 func (c *Client) StartService(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/v1/services/"+url.PathEscape(name)+"/start", nil)
 }
@@ -61,17 +82,13 @@ func (c *Client) call(ctx context.Context, method, path string, into any) error 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" {
-			return fmt.Errorf("%w: %w", ErrNoDaemon, dial)
-		}
-		return fmt.Errorf("cannot ask the daemon: %w", err)
+		return c.explain(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= http.StatusBadRequest {
 		var f failure
 		if err := json.NewDecoder(resp.Body).Decode(&f); err != nil || f.Error == "" {
-			return fmt.Errorf("the daemon answers %s", resp.Status)
+			return fmt.Errorf("the daemon on %s answers %s; is it of the same version as this command?", c.path, resp.Status)
 		}
 		return errors.New(f.Error)
 	}
@@ -79,7 +96,26 @@ func (c *Client) call(ctx context.Context, method, path string, into any) error 
 		return nil
 	}
 	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
-		return fmt.Errorf("cannot read the daemon's answer: %w", err)
+		return c.explain(fmt.Errorf("its answer cannot be read: %w", err))
 	}
 	return nil
+}
+
+// explain says what a failed exchange means for who asked.
+func (c *Client) explain(err error) error {
+	var wrapped *url.Error // names a URL that means nothing to anybody
+	if errors.As(err, &wrapped) {
+		err = wrapped.Err
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w: nobody listens on %s", ErrNoDaemon, c.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("cannot reach the daemon on %s: permission denied; run this as root", c.path)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the daemon on %s does not answer: it is stopped or hangs; look at `systemctl status pghardend` and its log, then restart it (services go on)", c.path)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return fmt.Errorf("the daemon on %s ended before it had answered; see `pghardend status`", c.path)
+	}
+	return fmt.Errorf("cannot ask the daemon on %s: %w", c.path, err)
 }

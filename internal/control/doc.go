@@ -6,7 +6,8 @@
 //	POST /v1/apply?force=true           → Status after one pass
 //	POST /v1/services/NAME/start|stop   → {}
 //
-// An error is {"error": "..."} with a status of 4xx or 5xx.
+// An error is {"error": "..."} with a status of 4xx or 5xx. A request lasts as
+// long as the work; who hangs up leaves the daemon to finish it.
 //
 // # Design
 //

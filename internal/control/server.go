@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,14 +17,19 @@ import (
 // SocketName is the socket's name inside runtime_dir.
 const SocketName = "control.sock"
 
-// requestTimeout bounds one request. Stopping a service may take its whole
-// stop time-out twice, so the backend's own limits come first.
+// A request may take as long as its client waits for it, but a client that does
+// not talk, or does not listen, is dropped.
 const (
-	headerTimeout  = 5 * time.Second
-	requestTimeout = 10 * time.Minute
+	headerTimeout = 5 * time.Second
+	writeTimeout  = 5 * time.Second
+	farewell      = 500 * time.Millisecond // to tell clients that the daemon ends
 )
 
-// Backend answers the requests.
+// maxPath is what a socket's address holds, unix(7), without its final NUL.
+const maxPath = 107
+
+// Backend answers the requests. Its methods end early when ctx is done: when the
+// client has gone or the daemon is about to.
 type Backend interface {
 	Status(ctx context.Context) Status
 	Apply(ctx context.Context, force bool) (Status, error)
@@ -32,7 +38,7 @@ type Backend interface {
 }
 
 // ErrNotFound is what a Backend wraps for an unknown service.
-var ErrNotFound = errors.New("not found")
+var ErrNotFound = errors.New("there is no service")
 
 // Server serves the API on one socket.
 type Server struct {
@@ -41,13 +47,18 @@ type Server struct {
 }
 
 // Listen makes the socket in dir, replacing one that a dead daemon left. The
-// caller holds the daemon's lock, so no live one can own it.
-func Listen(dir string, backend Backend, log *slog.Logger) (*Server, error) {
+// caller holds the daemon's lock, so no live one can own it, and has a umask
+// that lets nobody else connect before the mode is set.
+func Listen(ctx context.Context, dir string, backend Backend, log *slog.Logger) (*Server, error) {
 	path := filepath.Join(dir, SocketName)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("cannot open the control socket: its path %s is longer than %d bytes; choose a shorter runtime_dir", path, maxPath)
+	}
+	if err := removeOld(ctx, path); err != nil {
 		return nil, fmt.Errorf("cannot replace the old control socket: %w", err)
 	}
-	listener, err := net.Listen("unix", path)
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the control socket: %w", err)
 	}
@@ -57,18 +68,48 @@ func Listen(dir string, backend Backend, log *slog.Logger) (*Server, error) {
 	return &Server{
 		listener: listener,
 		http: http.Server{
-			Handler:           http.TimeoutHandler(routes(backend), requestTimeout, `{"error":"timed out"}`),
+			Handler:           routes(backend),
 			ReadHeaderTimeout: headerTimeout,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		},
 	}, nil
 }
 
-// Serve answers until ctx is done.
+func removeOld(ctx context.Context, path string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is no socket; remove it, or choose a runtime_dir that is pghardend's alone", path)
+	}
+	return os.Remove(path)
+}
+
+// Serve answers until ctx is done and for a moment more, in which those who
+// wait are told. It removes the socket.
 func (s *Server) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
-	defer stop()
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
+	told := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(told)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+		defer cancel()
+		if s.http.Shutdown(bounded) != nil {
+			_ = s.http.Close()
+		}
+	})
+	err := s.http.Serve(s.listener)
+	if !stop() {
+		<-told
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("cannot serve the control socket: %w", err)
 	}
 	return nil
@@ -97,15 +138,23 @@ type failure struct {
 }
 
 func answer(w http.ResponseWriter, body any, err error) {
-	w.Header().Set("Content-Type", "application/json")
+	code := http.StatusOK
 	switch {
 	case errors.Is(err, ErrNotFound):
-		w.WriteHeader(http.StatusNotFound)
+		code = http.StatusNotFound
 	case err != nil:
-		w.WriteHeader(http.StatusInternalServerError)
+		code = http.StatusInternalServerError
 	}
 	if err != nil {
 		body = failure{Error: err.Error()}
 	}
-	_ = json.NewEncoder(w).Encode(body) // the client is gone; nothing to tell it
+	text, err := json.Marshal(body)
+	if err != nil {
+		code, text = http.StatusInternalServerError, []byte(`{"error":"cannot encode the answer"}`)
+	}
+	// Errors from here on mean that the client is gone.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(text)
 }

@@ -1,8 +1,6 @@
 package control
 
-import (
-	"time"
-)
+import "time"
 
 // States of the whole.
 const (
@@ -45,7 +43,7 @@ type Service struct {
 	Since     time.Time `json:"since"`
 	Adopted   bool      `json:"adopted"` // taken over from an earlier daemon
 	Restarts  int       `json:"restarts"`
-	LastError string    `json:"last_error,omitempty"`
+	LastError string    `json:"last_error"`
 }
 
 // Drift is one resource that was not as desired, and its repair.

@@ -5,18 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 )
 
-const (
-	maxEvents    = 64
-	firstRetry   = 50 * time.Millisecond
-	triggerQueue = 16
-)
+const firstRetry = 50 * time.Millisecond
 
 // Loop is the reconcile loop. Make it with New.
 type Loop struct {
@@ -25,15 +21,24 @@ type Loop struct {
 	log      *slog.Logger
 	onPass   func(Snapshot)
 
-	triggers   chan Trigger
-	requests   chan request
-	enforced   chan struct{}
-	snapshot   atomic.Pointer[Snapshot]
+	wake     chan struct{} // holds one token while due is to be served
+	mu       sync.Mutex
+	due      Trigger // all triggers since the last pass, merged
+	requests chan request
+	enforced chan struct{}
+	ended    chan struct{}
+	snapshot atomic.Pointer[Snapshot]
 
 	// Owned by Run's goroutine.
-	retry   *backoff.ExponentialBackOff
-	isClean map[string]time.Time // resource → when it was last seen to be right
-	applied uint64               // generation of the last pass
+	retry *backoff.ExponentialBackOff
+	first uint64           // generation of the first pass
+	right map[string]sight // by resource
+}
+
+// sight is when, and compared with what, a resource was last seen to be right.
+type sight struct {
+	at         time.Time
+	generation uint64
 }
 
 type request struct {
@@ -45,15 +50,16 @@ type request struct {
 // from Run's goroutine and must not block.
 func New(source Source, interval time.Duration, log *slog.Logger, onPass func(Snapshot)) *Loop {
 	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval = firstRetry
+	retry.InitialInterval = min(firstRetry, interval)
 	retry.MaxInterval = interval
 	l := &Loop{
 		source: source, interval: interval, log: log, onPass: onPass,
-		triggers:   make(chan Trigger, triggerQueue),
-		requests:   make(chan request),
-		enforced:   make(chan struct{}),
-		retry:      retry,
-		isClean:    map[string]time.Time{},
+		wake:     make(chan struct{}, 1),
+		requests: make(chan request),
+		enforced: make(chan struct{}),
+		ended:    make(chan struct{}),
+		retry:    retry,
+		right:    map[string]sight{},
 	}
 	l.snapshot.Store(&Snapshot{})
 	return l
@@ -66,34 +72,58 @@ func (l *Loop) Snapshot() Snapshot { return *l.snapshot.Load() }
 // A bad input does not hold it back as long as a last good one is in force.
 func (l *Loop) Enforced() <-chan struct{} { return l.enforced }
 
-// Trigger asks for a pass soon. It never blocks: if many are waiting, a pass
-// is due anyway.
+// Trigger asks for a pass soon. It never blocks; triggers that wait are merged.
 func (l *Loop) Trigger(t Trigger) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.Force = t.Force || l.due.Force
+	if l.due.Reason != "" {
+		t.Reason = l.due.Reason
+	}
+	l.due = t
 	select {
-	case l.triggers <- t:
+	case l.wake <- struct{}{}:
 	default:
 	}
 }
 
-// Request asks for a pass and waits for its outcome.
+// served takes over what Trigger has merged.
+func (l *Loop) served() Trigger {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.due
+	l.due = Trigger{}
+	return t
+}
+
+var errEnded = errors.New("the daemon is shutting down; ask again when it is back")
+
+// Request asks for a pass that begins after the call and waits for its outcome.
 func (l *Loop) Request(ctx context.Context, t Trigger) (Snapshot, error) {
 	r := request{trigger: t, done: make(chan Snapshot, 1)}
 	select {
 	case l.requests <- r:
+	case <-l.ended:
+		return Snapshot{}, errEnded
 	case <-ctx.Done():
-		return Snapshot{}, fmt.Errorf("the daemon is busy: %w", ctx.Err())
+		return Snapshot{}, fmt.Errorf("the daemon is busy with an earlier pass: %w", ctx.Err())
 	}
 	select {
-	case s := <-r.done:
+	case s, ok := <-r.done:
+		if !ok {
+			return Snapshot{}, errEnded
+		}
 		return s, nil
 	case <-ctx.Done():
-		return Snapshot{}, fmt.Errorf("the pass has not ended in time: %w", ctx.Err())
+		return Snapshot{}, fmt.Errorf("the pass has not ended in time, but goes on: %w", ctx.Err())
 	}
 }
 
-// Run makes passes until ctx is done. It leaves the kernel's state as it is.
+// Run makes passes until ctx is done, then finishes what it is writing. It
+// leaves the kernel's state as it is. It may be called once.
 func (l *Loop) Run(ctx context.Context) error {
-	next := l.pass(ctx, Trigger{Reason: "start"})
+	defer close(l.ended)
+	next, _ := l.pass(ctx, Trigger{Reason: "start"})
 	timer := time.NewTimer(next)
 	defer timer.Stop()
 	for {
@@ -101,77 +131,71 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
-			next = l.pass(ctx, Trigger{Reason: "timer"})
-		case t := <-l.triggers:
-			next = l.pass(ctx, l.drain(t))
+			next, _ = l.pass(ctx, Trigger{Reason: "timer"})
+		case <-l.wake:
+			next, _ = l.pass(ctx, l.served())
 		case r := <-l.requests:
-			next = l.pass(ctx, r.trigger)
-			r.done <- l.Snapshot()
+			var whole bool
+			if next, whole = l.pass(ctx, r.trigger); whole {
+				r.done <- l.Snapshot()
+			}
+			close(r.done)
 		}
 		timer.Reset(next)
 	}
 }
 
-// drain merges the triggers that are waiting into one.
-func (l *Loop) drain(t Trigger) Trigger {
-	for {
-		select {
-		case more := <-l.triggers:
-			t.Force = t.Force || more.Force
-		default:
-			return t
-		}
-	}
-}
-
 // pass brings every resource to its desired state and returns the time until
-// the next pass.
-func (l *Loop) pass(ctx context.Context, t Trigger) time.Duration {
+// the next pass. It is not whole, and not published, if shutdown cut it short:
+// what failed then says nothing.
+func (l *Loop) pass(ctx context.Context, t Trigger) (next time.Duration, whole bool) {
 	snap := l.Snapshot()
-	snap.Passes++
 	old := snap.Problems
 	snap.Problems = nil
+	snap.Passes++
 
 	desired, err := l.source.Load(ctx, t.Force)
+	if snap.Passes == 1 {
+		l.first = desired.Generation
+	}
 	if err != nil {
 		snap.problem(problemInput, err, old)
 	}
-	cause := CauseDrift
-	switch {
-	case snap.Passes == 1:
-		cause = CauseStart
-	case desired.Generation != l.applied:
-		cause = CauseChange
+	if len(desired.Resources) == 0 { // or "every resource is right" would hold
+		snap.problem(problemNothing, errors.New("there is no desired state, so nothing is enforced"), old)
 	}
-	l.applied = desired.Generation
 	for _, r := range desired.Resources {
-		event, err := l.reconcile(ctx, r, cause)
-		if event != nil {
-			snap.Events = record(snap.Events, *event)
+		if ctx.Err() != nil {
+			break
 		}
-		if err != nil {
-			snap.problem(r.Name(), err, old)
-		}
+		l.visit(ctx, r, desired.Generation, t, &snap, old)
 	}
-	if ctx.Err() != nil { // cut short by shutdown: what failed says nothing
-		return l.interval
+	if ctx.Err() != nil {
+		return l.interval, false
 	}
 	l.publish(snap, desired.Generation, old)
-	if len(snap.Problems) > 0 {
-		return min(l.retry.NextBackOff(), l.interval)
+	return l.untilNext(snap, desired.Recheck), true
+}
+
+// untilNext is soon after a failed write, and sooner than usual while the input
+// changes. A bad input gets better by no retry, so it is looked at as usual.
+func (l *Loop) untilNext(snap Snapshot, recheck time.Duration) time.Duration {
+	next := l.interval
+	if snap.Enforced() {
+		l.retry.Reset()
+	} else {
+		next = min(l.retry.NextBackOff(), l.interval)
 	}
-	l.retry.Reset()
-	return l.interval
+	if recheck > 0 {
+		next = min(next, recheck)
+	}
+	return next
 }
 
 func (l *Loop) publish(snap Snapshot, generation uint64, old []Problem) {
-	now := time.Now()
-	snap.Generation, snap.LastPass = generation, now
-	if len(snap.Events) > maxEvents {
-		snap.Events = slices.Clone(snap.Events[len(snap.Events)-maxEvents:])
-	}
+	snap.Generation, snap.LastPass = generation, time.Now()
 	if snap.Clean() {
-		snap.LastClean = now
+		snap.LastClean = snap.LastPass
 	}
 	l.logChanges(old, snap.Problems)
 	l.snapshot.Store(&snap)
@@ -187,76 +211,56 @@ func (l *Loop) publish(snap Snapshot, generation uint64, old []Problem) {
 	}
 }
 
-// reconcile handles one resource. The event is nil if it was as desired.
-func (l *Loop) reconcile(ctx context.Context, r Resource, cause string) (*Event, error) {
-	plan, observeErr := r.Plan(ctx)
-	found := time.Now()
+// visit handles one resource and writes what came of it into snap.
+func (l *Loop) visit(ctx context.Context, r Resource, generation uint64, t Trigger, snap *Snapshot, old []Problem) {
+	name := r.Name()
+	looked := time.Now() // before the look, so that Event.Since is never too late
+	plan, err := r.Plan(ctx)
 	if plan == nil || plan.Empty() {
-		if observeErr == nil {
-			l.isClean[r.Name()] = found
+		if err != nil {
+			snap.problem(name, err, old)
+			return
 		}
-		return nil, observeErr
+		l.right[name] = sight{at: looked, generation: generation}
+		snap.Events = settle(snap.Events, name, time.Now())
+		return
 	}
-	event := &Event{Resource: r.Name(), Cause: cause, What: plan.String(), Since: l.isClean[r.Name()], Found: found}
+	if ctx.Err() != nil {
+		return
+	}
+	event := Event{Resource: name, Cause: l.cause(name, generation), What: plan.String(), Since: l.right[name].at, Found: time.Now()}
+	// A write that began is finished and read back, whatever else ends: it may
+	// consist of several steps.
+	ctx = context.WithoutCancel(ctx)
 	applyErr := r.Apply(ctx, plan)
-	left, againErr := r.Plan(ctx)
-	err := errors.Join(applyErr, againErr)
+	looked = time.Now()
+	left, err := r.Plan(ctx)
+	err = errors.Join(applyErr, err)
 	if left != nil && !left.Empty() {
-		err = errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", r.Name(), left))
+		err = errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", name, left))
 	}
 	if err != nil {
 		event.Error = err.Error()
-		return event, err
+		snap.Events = record(snap.Events, event)
+		snap.problem(name, err, old)
+		return
 	}
-	event.Repaired = time.Now()
-	l.isClean[r.Name()] = event.Repaired
-	from := event.Found
-	if cause == CauseDrift && !event.Since.IsZero() {
-		from = event.Since
-	}
-	event.OpenMS = float64(event.Repaired.Sub(from).Microseconds()) / 1000
-	l.log.Info("restored", "resource", r.Name(), "cause", cause, "what", event.What, "open_ms", event.OpenMS)
-	return event, nil
+	l.right[name] = sight{at: looked, generation: generation}
+	snap.Events = settle(record(snap.Events, event), name, time.Now())
+	event = snap.Events[len(snap.Events)-1]
+	l.log.Info("restored", "resource", name, "cause", event.Cause, "trigger", t.Reason, "what", event.What, "open_ms", event.OpenMS)
 }
 
-// record appends an event. One that only repeats the last failure of its
-// resource takes that one's place, so that a long failure does not push all
-// else out of the history.
-func record(events []Event, e Event) []Event {
-	events = slices.Clone(events)
-	for i := len(events) - 1; i >= 0; i-- {
-		last := &events[i]
-		if last.Resource != e.Resource {
-			continue
-		}
-		if last.Error != "" && last.What == e.What {
-			e.Since, e.Found = last.Since, last.Found
-			events = slices.Delete(events, i, i+1)
-		}
-		break
-	}
-	return append(events, e)
-}
-
-// problem records err, keeping the time of an earlier problem of the same kind.
-func (s *Snapshot) problem(what string, err error, old []Problem) {
-	p := Problem{What: what, Text: err.Error(), Since: time.Now()}
-	if i := slices.IndexFunc(old, func(o Problem) bool { return o.What == what }); i >= 0 {
-		p.Since = old[i].Since
-	}
-	s.Problems = append(s.Problems, p)
-}
-
-// logChanges says once what went wrong and once that it is well again.
-func (l *Loop) logChanges(old, now []Problem) {
-	for _, p := range now {
-		if !slices.ContainsFunc(old, func(o Problem) bool { return o.What == p.What && o.Text == p.Text }) {
-			l.log.Error("degraded", "what", p.What, "reason", p.Text)
-		}
-	}
-	for _, o := range old {
-		if !slices.ContainsFunc(now, func(p Problem) bool { return p.What == o.What }) {
-			l.log.Info("well again", "what", o.What)
-		}
+// cause says why a resource is not as desired. One that was not yet right since
+// the start or since a change has not drifted, however many passes ago that was.
+func (l *Loop) cause(name string, generation uint64) string {
+	seen, ever := l.right[name]
+	switch {
+	case ever && seen.generation == generation:
+		return CauseDrift
+	case !ever && generation == l.first:
+		return CauseStart
+	default:
+		return CauseChange
 	}
 }

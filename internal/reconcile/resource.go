@@ -18,6 +18,8 @@ type Resource interface {
 	// Plan observes and compares. With an error it may still return a plan for
 	// the part that could be observed; nil if there is none.
 	Plan(ctx context.Context) (Plan, error)
+	// Apply carries out what Plan returned. It has to end by itself in bounded
+	// time: its ctx is not cancelled when the loop is told to end.
 	Apply(ctx context.Context, p Plan) error
 }
 
@@ -25,6 +27,9 @@ type Resource interface {
 type Desired struct {
 	Generation uint64 // changes with every accepted change of the input
 	Resources  []Resource
+	// Recheck, if positive, is when Load wants to be called again at the latest:
+	// the input is changing right now.
+	Recheck time.Duration
 }
 
 // Source yields the desired state. When the newest input is bad it returns the
@@ -43,7 +48,7 @@ type Trigger struct {
 
 // Causes of an Event.
 const (
-	CauseStart  = "start"  // the first pass of this daemon
+	CauseStart  = "start"  // it was not right yet since this daemon began
 	CauseChange = "change" // the desired state changed
 	CauseDrift  = "drift"  // the kernel's state changed
 )
@@ -53,19 +58,22 @@ type Event struct {
 	Resource string    `json:"resource"`
 	Cause    string    `json:"cause"`
 	What     string    `json:"what"`
-	Since    time.Time `json:"since"`    // it was last seen to be right at this time; zero if never
-	Found    time.Time `json:"found"`    // it was seen to be wrong
-	Repaired time.Time `json:"repaired"` // it was seen to be right again; zero if it was not
-	OpenMS   float64   `json:"open_ms"`  // upper bound of how long it was wrong, from Since (or Found) to Repaired
-	Error    string    `json:"error,omitempty"`
+	Since    time.Time `json:"since"`           // it was last seen to be right at this time; zero if never
+	Found    time.Time `json:"found"`           // it was seen to be wrong
+	Repaired time.Time `json:"repaired"`        // it was seen to be right again; zero if it was not
+	OpenMS   float64   `json:"open_ms"`         // upper bound of how long it was wrong, from Since (or Found) to Repaired
+	Error    string    `json:"error,omitempty"` // why our last write did not repair it
 }
 
-// problemInput is Problem.What for a Source that reports an error.
-const problemInput = "config"
+// Problem.What where it is not a resource's name.
+const (
+	problemInput   = "config"        // the Source reports an error
+	problemNothing = "desired state" // the Source has no resource
+)
 
 // Problem is a reason for being degraded.
 type Problem struct {
-	What  string    `json:"what"` // "config" or a resource's name
+	What  string    `json:"what"` // "config", "desired state" or a resource's name
 	Text  string    `json:"text"`
 	Since time.Time `json:"since"`
 }

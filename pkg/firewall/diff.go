@@ -7,6 +7,13 @@ import (
 	"strings"
 )
 
+// The kinds of Change.Resource.
+const (
+	resourceChain = "chain"
+	resourceJump  = "jump"
+	resourceSet   = "set"
+)
+
 // Change is one difference between desired and observed, in an operator's words.
 type Change struct {
 	Resource string   `json:"resource"` // chain, jump or set
@@ -23,7 +30,7 @@ type Plan struct {
 	Foreign []string
 
 	detach   [2]string // closes a family while a set of the wrong type is replaced
-	setsText string    // ipset restore input: create, fill, swap
+	sets     []setEdit // creates, fills and swaps sets
 	rules    [2]string // iptables-restore input per family
 	dropSets []string  // sets to destroy once no rule names them
 }
@@ -74,9 +81,9 @@ func (p *Plan) diffTable(fam Family, want Table, got ObservedTable, rewrite bool
 		lines := diffRules(have, c.Rules)
 		switch {
 		case !exists:
-			p.add("chain", fam, c.Name, "missing", lines)
+			p.add(resourceChain, fam, c.Name, "missing", lines)
 		case len(lines) > 0:
-			p.add("chain", fam, c.Name, "differs", lines)
+			p.add(resourceChain, fam, c.Name, "differs", lines)
 		case !rewrite:
 			continue
 		}
@@ -86,48 +93,52 @@ func (p *Plan) diffTable(fam Family, want Table, got ObservedTable, rewrite bool
 	p.diffStaleChains(fam, want.Chains, got, jumpsLeft, &tx)
 	p.rules[fam] = tx.text()
 	if rewrite {
-		p.detach[fam] = detachText(want)
+		p.detach[fam] = detachText(want, got)
 	}
 }
 
 // diffJumps puts each jump on top. It returns the chains of ours that a
-// foreign chain still leads to.
+// foreign rule still leads to.
 func (p *Plan) diffJumps(fam Family, want []Jump, got ObservedTable, tx *transaction) map[string]bool {
 	referenced := map[string]bool{}
-	for _, base := range slices.Sorted(maps.Keys(got.Chains)) {
-		if strings.HasPrefix(base, chainPrefix) {
-			continue
-		}
+	for _, base := range builtins {
 		i := slices.IndexFunc(want, func(j Jump) bool { return j.From == base })
-		if i < 0 && !isBuiltin(base) {
-			for _, r := range got.Chains[base] {
-				referenced[r.target()] = true
-			}
-			continue
-		}
 		var wanted *Rule
 		if i >= 0 {
 			wanted = &want[i].Rule
 		}
-		p.diffJump(fam, base, wanted, got.Chains[base], tx)
+		p.diffJump(fam, base, wanted, got, tx)
 	}
-	for _, j := range want {
-		if _, ok := got.Chains[j.From]; !ok { // nft makes the built-in chains on first use
-			p.diffJump(fam, j.From, &j.Rule, nil, tx)
+	for name, rules := range got.Chains {
+		if strings.HasPrefix(name, chainPrefix) {
+			continue
+		}
+		for _, r := range rules {
+			if !ourJump(name, r) {
+				target, _ := r.target()
+				referenced[target] = true
+			}
 		}
 	}
 	return referenced
 }
 
-func (p *Plan) diffJump(fam Family, base string, want *Rule, have []ObservedRule, tx *transaction) {
+// ourJump says whether a rule is ours to move and remove: it leads from a
+// built-in chain into one of ours. One that cannot be written down for
+// iptables-restore counts as foreign, so that it cannot block every repair.
+func ourJump(chain string, r ObservedRule) bool {
+	return slices.Contains(builtins, chain) && r.leadsToUs() && r.writable()
+}
+
+func (p *Plan) diffJump(fam Family, base string, want *Rule, got ObservedTable, tx *transaction) {
 	var ours []ObservedRule
 	var lines, above []string
-	for _, r := range have {
-		if strings.HasPrefix(r.target(), chainPrefix) {
+	for _, r := range got.Chains[base] {
+		if ourJump(base, r) {
 			ours = append(ours, r)
-			lines = append(lines, "- -A "+base+" "+r.raw)
-		} else if len(ours) == 0 && !harmlessAbove(r.Rule) {
-			above = append(above, fmt.Sprintf("%s -A %s %s", fam, base, r.raw))
+			lines = append(lines, "- -A "+base+" "+r.text())
+		} else if len(ours) == 0 && !got.harmless(r.Rule, 0) {
+			above = append(above, fmt.Sprintf("%s -A %s %s", fam, base, r.text()))
 		}
 	}
 	problem := jumpProblem(want, ours, above)
@@ -135,13 +146,13 @@ func (p *Plan) diffJump(fam Family, base string, want *Rule, have []ObservedRule
 		return
 	}
 	for _, r := range ours {
-		tx.delete(base, r.raw)
+		tx.delete(base, r)
 	}
 	if want != nil {
 		lines = append(lines, "+ -I "+base+" 1 "+want.String())
 		tx.insert(base, *want)
 	}
-	p.add("jump", fam, base, problem, lines)
+	p.add(resourceJump, fam, base, problem, lines)
 	if len(ours) > 0 && want != nil {
 		p.Foreign = append(p.Foreign, above...)
 	}
@@ -165,42 +176,64 @@ func jumpProblem(want *Rule, ours []ObservedRule, above []string) string {
 	return ""
 }
 
-// harmlessAbove says whether a foreign rule may stay above our jump: it can
-// only drop or log, so nothing that we drop gets past us through it.
-func harmlessAbove(r Rule) bool {
-	return slices.Contains([]string{"", "DROP", "REJECT", "LOG", "NFLOG"}, r.target())
+// harmless says whether a foreign rule may stay above our jump: it can only
+// drop or log, so nothing that we drop gets past us through it. A jump to a
+// chain of such rules is harmless as well, as is RETURN inside it; that is what
+// fail2ban's bans look like, and they count only above ours. In a built-in chain
+// RETURN means the policy, and a goto never comes back to our jump.
+func (t ObservedTable) harmless(r Rule, depth int) bool {
+	target, isGoto := r.target()
+	rules, isChain := t.Chains[target] // looked up first: nft lets a chain be called LOG
+	if !isChain {
+		harmless := slices.Contains([]string{"", "DROP", "REJECT", "LOG", "NFLOG"}, target)
+		return harmless || (target == "RETURN" && depth > 0)
+	}
+	if isGoto || depth == maxDepth {
+		return false
+	}
+	return !slices.ContainsFunc(rules, func(r ObservedRule) bool { return !t.harmless(r.Rule, depth+1) })
 }
 
-func isBuiltin(chain string) bool {
-	return chain == "INPUT" || chain == "OUTPUT" || chain == "FORWARD"
-}
+// maxDepth is how far jumps are followed; every more deeply nested chain counts as harmful.
+const maxDepth = 3
 
-// diffStaleChains removes chains with our prefix that this version does not
-// know, an older version's. One that a foreign chain leads to is emptied only.
+// builtins are the filter table's chains that every packet enters by.
+var builtins = []string{"INPUT", "OUTPUT", "FORWARD"}
+
+// diffStaleChains removes stale chains. One that a foreign rule leads to is
+// emptied only.
 func (p *Plan) diffStaleChains(fam Family, want []Chain, got ObservedTable, referenced map[string]bool, tx *transaction) {
-	var stale []string
-	for _, name := range slices.Sorted(maps.Keys(got.Chains)) {
-		known := slices.ContainsFunc(want, func(c Chain) bool { return c.Name == name })
-		if known || !strings.HasPrefix(name, chainPrefix) {
-			continue
-		}
+	var remove []string
+	for _, name := range staleChains(want, got) {
 		if referenced[name] && len(got.Chains[name]) == 0 {
 			continue
 		}
-		p.add("chain", fam, name, "not wanted", diffRules(got.Chains[name], nil))
+		p.add(resourceChain, fam, name, "not wanted", diffRules(got.Chains[name], nil))
 		tx.chain(Chain{Name: name})
 		if !referenced[name] {
-			stale = append(stale, name)
+			remove = append(remove, name)
 		}
 	}
-	for _, name := range stale { // emptied first, since they may lead to each other
+	for _, name := range remove { // emptied first, since they may lead to each other
 		tx.removeChain(name)
 	}
 }
 
+// staleChains are those with our prefix that this version does not know.
+func staleChains(want []Chain, got ObservedTable) []string {
+	var stale []string
+	for _, name := range slices.Sorted(maps.Keys(got.Chains)) {
+		known := slices.ContainsFunc(want, func(c Chain) bool { return c.Name == name })
+		if !known && strings.HasPrefix(name, chainPrefix) {
+			stale = append(stale, name)
+		}
+	}
+	return stale
+}
+
 func (p *Plan) add(resource string, fam Family, name, problem string, lines []string) {
 	p.Changes = append(p.Changes, Change{
-		Resource: resource, Family: fam.String(), Name: name, Problem: problem, Lines: lines,
+		Resource: resource, Family: fam.String(), Name: printable(name), Problem: problem, Lines: lines,
 	})
 }
 
@@ -218,7 +251,7 @@ func diffRules(have []ObservedRule, want []Rule) []string {
 	}
 	var lines []string
 	for _, r := range have[head : len(have)-tail] {
-		lines = append(lines, "- "+r.raw)
+		lines = append(lines, "- "+r.text())
 	}
 	for _, r := range want[head : len(want)-tail] {
 		lines = append(lines, "+ "+r.String())

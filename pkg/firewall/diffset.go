@@ -7,48 +7,61 @@ import (
 	"strings"
 )
 
+// setEdit brings one set to what it should be. Each is an ipset restore of its
+// own: ipset stops at the first line that fails, and a set that cannot be
+// repaired must not keep the others from it.
+type setEdit struct {
+	name string
+	text string // ipset restore input
+}
+
 // diffSets fills the set part of the plan and says in which families rules must
 // be taken off the sets for a moment, since a set of the wrong type is in the way.
 func (p *Plan) diffSets(want Ruleset, got Observed) (detach [2]bool) {
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(got.Sets)) {
-		if isScratch(name) { // left behind by a writer that died
-			fmt.Fprintf(&b, "destroy %s\n", name)
-			p.Changes = append(p.Changes, Change{Resource: "set", Family: familyOfSet(name).String(), Name: name, Problem: "left over"})
-		}
-	}
 	for _, set := range want.Sets {
 		have, exists := got.Sets[set.Name]
+		names := set.memberNames()
+		var b strings.Builder
 		switch {
 		case !exists:
-			p.add("set", set.Family, set.Name, "missing", diffMembers(nil, set.memberNames()))
+			p.add(resourceSet, set.Family, set.Name, "missing", diffMembers(nil, names))
 			set.create(&b, set.Name)
 		case have.Type != setType || have.Family != inet(set.Family):
-			p.add("set", set.Family, set.Name, "is a "+have.Type+" of family "+have.Family+", not "+setType+" "+inet(set.Family),
-				diffMembers(nil, set.memberNames()))
+			p.add(resourceSet, set.Family, set.Name, wrongType(have, set), diffMembers(nil, names))
 			detach[set.Family] = true
 			fmt.Fprintf(&b, "destroy %s\n", set.Name)
 			set.create(&b, set.Name)
 		case len(have.Options) > 0:
-			p.add("set", set.Family, set.Name, "has options: "+strings.Join(have.Options, " "), diffMembers(have.Members, set.memberNames()))
-			set.replace(&b)
-		case !slices.Equal(have.Members, set.memberNames()):
-			p.add("set", set.Family, set.Name, "members differ", diffMembers(have.Members, set.memberNames()))
-			set.replace(&b)
+			p.add(resourceSet, set.Family, set.Name, "has options: "+printable(strings.Join(have.Options, " ")), diffMembers(have.Members, names))
+			set.replace(&b, freeScratch(set.Name, got))
+		case !slices.Equal(have.Members, names):
+			p.add(resourceSet, set.Family, set.Name, "members differ", diffMembers(have.Members, names))
+			set.replace(&b, freeScratch(set.Name, got))
+		default:
+			continue
 		}
+		p.sets = append(p.sets, setEdit{name: set.Name, text: b.String()})
 	}
-	p.setsText = b.String()
-	p.staleSets(want, got)
+	p.diffStaleSets(want, got)
 	return detach
 }
 
-func (p *Plan) staleSets(want Ruleset, got Observed) {
+func wrongType(have ObservedSet, want Set) string {
+	return printable(fmt.Sprintf("is a %s of family %s, not %s %s", have.Type, have.Family, setType, inet(want.Family)))
+}
+
+// diffStaleSets finds sets with our names that are not wanted: an older
+// version's, and scratch sets that a writer left behind when it died.
+func (p *Plan) diffStaleSets(want Ruleset, got Observed) {
 	for _, name := range slices.Sorted(maps.Keys(got.Sets)) {
-		wanted := slices.ContainsFunc(want.Sets, func(s Set) bool { return s.Name == name })
-		if wanted || isScratch(name) {
+		if slices.ContainsFunc(want.Sets, func(s Set) bool { return s.Name == name }) {
 			continue
 		}
-		p.add("set", familyOfSet(name), name, "not wanted", diffMembers(got.Sets[name].Members, nil))
+		problem := "not wanted"
+		if isScratch(name) {
+			problem = "left over"
+		}
+		p.add(resourceSet, familyOfSet(name), name, problem, diffMembers(got.Sets[name].Members, nil))
 		p.dropSets = append(p.dropSets, name)
 	}
 }
@@ -86,10 +99,29 @@ func (s Set) create(b *strings.Builder, name string) {
 
 // replace swaps in a freshly filled set, so that the old members count until
 // the very moment when the new ones do.
-func (s Set) replace(b *strings.Builder) {
-	scratch := scratchName(s.Name)
+func (s Set) replace(b *strings.Builder, scratch string) {
 	s.create(b, scratch)
 	fmt.Fprintf(b, "swap %s %s\ndestroy %s\n", scratch, s.Name, scratch)
+}
+
+// A scratch set is filled and then swapped with the real one. Its name is the
+// real one's with dots for the dash, which no other set of ours has.
+func scratchName(set string, dots int) string {
+	return strings.Replace(set, "-", strings.Repeat(".", dots), 1)
+}
+
+func isScratch(name string) bool {
+	return strings.HasPrefix(name, "pgh4.") || strings.HasPrefix(name, "pgh6.")
+}
+
+// freeScratch is a scratch name that is not taken: a set left behind may be in
+// use by a foreign rule and so impossible to remove.
+func freeScratch(set string, got Observed) string {
+	name := scratchName(set, 1)
+	if _, taken := got.Sets[name]; taken {
+		return scratchName(set, 2)
+	}
+	return name
 }
 
 // diffMembers takes sorted lists.

@@ -12,7 +12,7 @@
 //	Diff        Ruleset, Observed     → Plan
 //
 // The other half talks to the kernel through iptables, ip6tables and ipset:
-// Open, (*Firewall).Observe and (*Firewall).Apply.
+// Open, (*Firewall).Observe, (*Firewall).Apply and Teardown.
 //
 // # Design
 //
@@ -25,24 +25,37 @@
 // together with one jump at the top of INPUT, OUTPUT and FORWARD. Everything
 // else is foreign and is neither changed nor counted as drift, save for one
 // thing: a foreign rule above our jump that could accept a packet makes the
-// jump move back on top of it.
+// jump move back on top of it. What can only drop or log stays above, also in
+// a chain of its own, as fail2ban has it: below us its bans would not count.
 //
 // ICMP is decided before "established": an echo stream becomes ESTABLISHED
 // with its first reply, and a redirect that quotes a live connection is
 // RELATED, so a plain established-first rule would wave both through without
 // a limit. The established rule therefore comes first but leaves ICMP out.
 //
+// Connections older than the rules are unknown to conntrack. The next segment
+// of a client is a new connection's as far as it can tell, and flows let it
+// pass; rules by source port, which no SYN matches, do the same for a server's,
+// in both directions. They open nothing, but a peer that may be connected to
+// can have its bare ACKs answered by a reset.
+//
 // The kernel is the truth: Diff compares whole normalised rules and whole set
 // contents with what iptables-save and ipset save print, never with memory or
 // with a comment's hash. iptables-save is read instead of go-iptables' List
 // since it is one snapshot of the table; go-iptables probes the tools. ipset's
 // text is read instead of its netlink dump since the netlink library drops
-// entry flags, and a member marked "nomatch" is drift like any other.
+// entry flags, and a member marked "nomatch" is drift like any other. Both
+// texts hold foreign names and comments, which may look like anything: they are
+// read as the tools write them and not as a shell would, and shown escaped.
 //
 // A Plan is applied in three steps: sets are created and swapped, each family
 // gets one iptables-restore --noflush transaction, stale sets are destroyed.
-// At no point between does a packet pass that neither the old nor the new
-// state lets pass.
+// If flows and members change at once, the old rules meet the new members for
+// the moment between the first two steps: a node of the instance may be let in
+// by a row that is about to go, but never anyone who is in no set.
+//
+// A set of the wrong type cannot be swapped. While it is replaced the family's
+// rules let established connections go on and open no new ones.
 //
 // # Thread safety
 //

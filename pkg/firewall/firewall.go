@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 )
 
 // Firewall reads and writes this network namespace's filter tables and sets.
@@ -13,12 +12,14 @@ type Firewall struct {
 	run     runner
 	tools   [2]tools
 	missing [2]error // why a family's tools cannot be used
+	ipset   string
+	noIpset error // why ipset cannot be used
 }
 
 // Open probes the tools. backend is auto (that of the command iptables), nft
-// or legacy. A family whose tools are missing is reported by Observe and Apply,
-// so that the other one is still kept; Open fails only if neither can be used
-// or ipset is missing.
+// or legacy. Tools of one family, or ipset, that are missing are reported by
+// Observe and Apply, so that the rest is still kept; Open fails only if the
+// rules of neither family can be written.
 //
 // Needs CAP_NET_ADMIN for anything beyond Open.
 func Open(ctx context.Context, backend string) (*Firewall, error) {
@@ -30,15 +31,15 @@ func open(ctx context.Context, backend string, run runner) (*Firewall, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the firewall: %w", err)
 	}
-	if _, err := exec.LookPath("ipset"); err != nil {
-		return nil, fmt.Errorf("cannot open the firewall: install the package ipset: %w", err)
-	}
 	f := &Firewall{backend: chosen, run: run}
 	for _, fam := range Families {
 		f.tools[fam], f.missing[fam] = findTools(ctx, run, fam, chosen)
 	}
 	if f.missing[IPv4] != nil && f.missing[IPv6] != nil {
 		return nil, fmt.Errorf("cannot open the firewall: %w", errors.Join(f.missing[:]...))
+	}
+	if f.ipset, err = run.find("ipset"); err != nil {
+		f.noIpset = fmt.Errorf("ipset is not installed; install the package ipset: %w", err)
 	}
 	return f, nil
 }
@@ -78,39 +79,49 @@ func (f *Firewall) observeTable(ctx context.Context, fam Family) (ObservedTable,
 }
 
 func (f *Firewall) observeSets(ctx context.Context) (map[string]ObservedSet, error) {
-	out, err := f.run.run(ctx, "", "ipset", "save")
+	out, err := f.runIpset(ctx, "", "save")
 	if err != nil {
 		return nil, err
 	}
 	return ParseSets(out)
 }
 
-// Apply carries the plan out. The families are independent: a failure in one
-// does not keep the other from being repaired. A restore that fails has changed
-// nothing in its family.
+// Apply carries the plan out. Families and sets are independent: a failure in
+// one does not keep the others from being repaired. A restore that fails has
+// changed nothing in its family.
+//
+// Once begun, a plan is carried out even if ctx ends, since half of one may
+// leave new connections shut out; each command in it is bounded in time.
 func (f *Firewall) Apply(ctx context.Context, p Plan) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("cannot apply the plan: %w", err)
+	}
+	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	for _, fam := range Families {
-		if err := f.restore(ctx, fam, p.detach[fam]); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, f.restore(ctx, fam, p.detach[fam]))
 	}
-	if p.setsText != "" {
-		if _, err := f.run.run(ctx, p.setsText, "ipset", "restore"); err != nil {
-			errs = append(errs, fmt.Errorf("cannot write the sets: %w", err))
+	for _, set := range p.sets {
+		if _, err := f.runIpset(ctx, set.text, "restore"); err != nil {
+			errs = append(errs, fmt.Errorf("cannot write the set %s: %w", set.name, err))
 		}
 	}
 	for _, fam := range Families {
-		if err := f.restore(ctx, fam, p.rules[fam]); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, f.restore(ctx, fam, p.rules[fam]))
 	}
 	for _, name := range p.dropSets {
-		if _, err := f.run.run(ctx, "", "ipset", "destroy", name); err != nil {
-			errs = append(errs, fmt.Errorf("cannot remove the set %s; if a foreign rule names it, remove that rule: %w", name, err))
+		if _, err := f.runIpset(ctx, "", "destroy", name); err != nil {
+			errs = append(errs, fmt.Errorf("cannot remove the set %s; if a foreign rule names it, remove that rule: %w", printable(name), err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (f *Firewall) runIpset(ctx context.Context, stdin string, args ...string) ([]byte, error) {
+	if f.noIpset != nil {
+		return nil, f.noIpset
+	}
+	return f.run.run(ctx, stdin, f.ipset, args...)
 }
 
 func (f *Firewall) restore(ctx context.Context, fam Family, text string) error {

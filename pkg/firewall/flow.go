@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -54,8 +55,13 @@ var (
 	groupName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,23}$`)
 )
 
-// multiport takes at most 15 ports, iptables-extensions(8).
-const maxPorts = 15
+// multiport takes at most 15 ports, iptables-extensions(8). hashlimit keeps the
+// microseconds between two packets as an integer, so that a rate above 1000 does
+// not always come back from the kernel as it went in (1500/sec as 1501/sec).
+const (
+	maxPorts = 15
+	maxRate  = 1000
+)
 
 // ParseFlows reads a flow matrix (version 1). Unknown keys are errors; file is
 // used in messages only.
@@ -68,6 +74,9 @@ func ParseFlows(file string, data []byte) ([]Flow, error) {
 	dec.KnownFields(true)
 	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("cannot read flows: %s: %w", file, err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("cannot read flows: %s: there is a second document; keep one and remove the line ---", file)
 	}
 	if doc.Version != 1 {
 		return nil, fmt.Errorf("cannot read flows: %s: version is %d; write version: 1", file, doc.Version)
@@ -108,6 +117,9 @@ func (f Flow) check() error {
 			return fmt.Errorf("role or network %q: use a lower-case name of at most 24 characters", g)
 		}
 	}
+	if hasDuplicates(f.From) || hasDuplicates(f.To) || hasDuplicates(f.Ports) {
+		return errors.New("from, to and ports must each name a thing once")
+	}
 	switch f.Proto {
 	case ProtoTCP, ProtoUDP:
 		if len(f.Ports) == 0 || len(f.Ports) > maxPorts || slices.Contains(f.Ports, 0) {
@@ -120,11 +132,16 @@ func (f Flow) check() error {
 		if len(f.Ports) != 0 {
 			return errors.New("ports: icmp-echo has none; remove the key")
 		}
-		if f.Rate < 1 || f.Rate > 10000 {
-			return errors.New("rate: give 1 to 10000 requests per second")
+		if f.Rate < 1 || f.Rate > maxRate {
+			return fmt.Errorf("rate: give 1 to %d requests per second", maxRate)
 		}
 	default:
 		return fmt.Errorf("proto %q: use %s, %s or %s", f.Proto, ProtoTCP, ProtoUDP, ProtoEcho)
 	}
 	return nil
+}
+
+func hasDuplicates[T cmp.Ordered](list []T) bool {
+	sorted := slices.Sorted(slices.Values(list))
+	return len(slices.Compact(sorted)) != len(list)
 }

@@ -42,7 +42,6 @@ const (
 const (
 	setType       = "hash:net"
 	setMaxEntries = 65536
-	maxSetName    = 31
 )
 
 // Spec is all that this node's rules are made from.
@@ -134,9 +133,6 @@ func renderSets(s Spec) ([]Set, error) {
 	for _, group := range usedGroups(s) {
 		for _, fam := range Families {
 			set := Set{Name: SetName(group, fam), Family: fam}
-			if len(set.Name) > maxSetName {
-				return nil, fmt.Errorf("%s: the name is longer than ipset's %d characters; shorten the network's name", set.Name, maxSetName)
-			}
 			for _, p := range s.Members[group] {
 				if !p.IsValid() || p.Bits() == 0 || p.Addr().Is4In6() || p != p.Masked() {
 					return nil, fmt.Errorf("%s: %v is not a usable network", set.Name, p)
@@ -179,20 +175,28 @@ func renderTable(s Spec, fam Family) Table {
 	}
 }
 
-type direction struct {
-	name      string // in log prefixes
-	loopback  string // the switch that names the interface
-	peer      string // which end of the packet is the peer
-	here      func(Flow) []string
-	there     func(Flow) []string
-	answering bool // whether replies of connections older than the rules are let out
+// ends says which end of a flow this node is, and which the peer.
+type ends struct {
+	here, there func(Flow) []string
 }
 
 var (
-	inbound = direction{name: "in", loopback: "-i", peer: "src",
-		here: func(f Flow) []string { return f.To }, there: func(f Flow) []string { return f.From }}
-	outbound = direction{name: "out", loopback: "-o", peer: "dst", answering: true,
-		here: func(f Flow) []string { return f.From }, there: func(f Flow) []string { return f.To }}
+	asServer = ends{here: func(f Flow) []string { return f.To }, there: func(f Flow) []string { return f.From }}
+	asClient = ends{here: func(f Flow) []string { return f.From }, there: func(f Flow) []string { return f.To }}
+)
+
+// direction is what differs between packets to and from this node.
+type direction struct {
+	name     string // in log prefixes
+	loopback string // the switch that names the interface
+	peer     string // which end of the packet is the peer
+	opens    ends   // in flows that this direction opens
+	answers  ends   // in flows whose answers go this way
+}
+
+var (
+	inbound  = direction{name: "in", loopback: "-i", peer: "src", opens: asServer, answers: asClient}
+	outbound = direction{name: "out", loopback: "-o", peer: "dst", opens: asClient, answers: asServer}
 )
 
 // renderDirection is the chain for packets to or from this node itself.
@@ -204,10 +208,10 @@ func renderDirection(s Spec, fam Family, d direction) []Rule {
 	}
 	var opens []Rule
 	for _, f := range s.Flows {
-		if !slices.Contains(d.here(f), s.Role) {
+		if !slices.Contains(d.opens.here(f), s.Role) {
 			continue
 		}
-		for _, group := range d.there(f) {
+		for _, group := range d.opens.there(f) {
 			match := "-m set --match-set " + SetName(group, fam) + " " + d.peer
 			if f.Proto == ProtoEcho {
 				rules = append(rules, tagged(f.Name, "ACCEPT", echoRequest(fam)+" "+match+" "+perSource(f)))
@@ -220,29 +224,29 @@ func renderDirection(s Spec, fam Family, d direction) []Rule {
 		tagged(tagICMP, ChainICMP, "-p "+icmp),
 		tagged(tagInvalid, "DROP", "-m conntrack --ctstate INVALID"))
 	rules = append(rules, opens...)
-	if d.answering {
-		rules = append(rules, renderAnswers(s, fam)...)
-	}
+	rules = append(rules, renderAnswers(s, fam, d)...)
 	return append(rules, logDrop(d.name), drop(tagDrop))
 }
 
-// renderAnswers lets a server's next segment out on connections that are older
-// than the rules. conntrack meets such a connection in mid-stream and, if the
-// server speaks first, takes its segment for NEW; without these rules the first
-// apply over ssh would hang. A SYN never matches, so nothing can be opened.
-func renderAnswers(s Spec, fam Family) []Rule {
+// renderAnswers lets a server's next segment through on connections that
+// conntrack does not know: those from before the first apply, or from a moment
+// without rules, during which the kernel does not track. If the server speaks
+// first, conntrack takes its segment for NEW. Without these rules the first
+// apply over ssh would hang, and so would a query that is waiting for its
+// result. A SYN never matches, so nothing can be opened in either direction.
+func renderAnswers(s Spec, fam Family, d direction) []Rule {
 	var rules []Rule
 	for _, f := range s.Flows {
-		if f.Proto != ProtoTCP || !slices.Contains(f.To, s.Role) {
+		if f.Proto != ProtoTCP || !slices.Contains(d.answers.here(f), s.Role) {
 			continue
 		}
-		for _, group := range f.From {
+		for _, group := range d.answers.there(f) {
 			ports := portMatch(f, "s")
 			if len(f.Ports) > 1 {
 				ports += " -m tcp"
 			}
 			rules = append(rules, tagged(f.Name, "ACCEPT", ports+" ! --tcp-flags FIN,SYN,RST,ACK SYN"+
-				" -m set --match-set "+SetName(group, fam)+" dst -m conntrack --ctstate NEW"))
+				" -m set --match-set "+SetName(group, fam)+" "+d.peer+" -m conntrack --ctstate NEW"))
 		}
 	}
 	return rules

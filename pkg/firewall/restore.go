@@ -19,7 +19,9 @@ func (t *transaction) chain(c Chain) {
 	}
 }
 
-func (t *transaction) delete(chain, raw string) { fmt.Fprintf(&t.body, "-D %s %s\n", chain, raw) }
+func (t *transaction) delete(chain string, r ObservedRule) {
+	fmt.Fprintf(&t.body, "-D %s %s\n", chain, quoteWords(r.words))
+}
 
 func (t *transaction) insert(chain string, r Rule) {
 	fmt.Fprintf(&t.body, "-I %s 1 %s\n", chain, r)
@@ -35,8 +37,9 @@ func (t *transaction) text() string {
 }
 
 // detachText writes our chains without the rules that name a set: nothing new
-// is let in, established connections go on.
-func detachText(want Table) string {
+// is let in, established connections go on. Chains of an older version, which
+// may name the set as well, are emptied.
+func detachText(want Table, got ObservedTable) string {
 	var tx transaction
 	for _, c := range want.Chains {
 		closed := Chain{Name: c.Name}
@@ -46,6 +49,9 @@ func detachText(want Table) string {
 			}
 		}
 		tx.chain(closed)
+	}
+	for _, name := range staleChains(want.Chains, got) {
+		tx.chain(Chain{Name: name})
 	}
 	return tx.text()
 }

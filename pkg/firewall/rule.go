@@ -1,70 +1,46 @@
 package firewall
 
 import (
-	"errors"
 	"slices"
 	"strings"
-
-	"github.com/google/shlex"
 )
 
-// Rule is one rule of a chain in normal form: the tokens that follow
+// Rule is one rule of a chain in normal form: the words that follow
 // "-A CHAIN" in iptables-save, with what iptables prints in several ways
 // brought to one.
 type Rule struct {
 	tokens []string
 }
 
-var errUnbalanced = errors.New("unbalanced quotes")
-
 // newRule builds a rule from words that are already split.
 func newRule(words ...string) Rule {
 	return Rule{tokens: normalise(words)}
-}
-
-// parseRule splits and normalises the part of a save line after "-A CHAIN".
-func parseRule(text string) (Rule, error) {
-	words, err := shlex.Split(text)
-	if err != nil {
-		return Rule{}, errUnbalanced
-	}
-	return newRule(words...), nil
 }
 
 // Equal says whether both rules are the same after normalisation.
 func (r Rule) Equal(o Rule) bool { return slices.Equal(r.tokens, o.tokens) }
 
 // String is the rule as iptables-restore takes it.
-func (r Rule) String() string {
-	quoted := make([]string, len(r.tokens))
-	for i, t := range r.tokens {
-		quoted[i] = quote(t)
-	}
-	return strings.Join(quoted, " ")
-}
+func (r Rule) String() string { return quoteWords(r.tokens) }
 
 // target is the chain or target that the rule ends in, "" for none.
-func (r Rule) target() string {
-	for i, t := range r.tokens {
-		if (t == "-j" || t == "-g") && i+1 < len(r.tokens) {
-			return r.tokens[i+1]
+// A goto (-g) does not come back to the rules below it.
+func (r Rule) target() (name string, isGoto bool) {
+	for _, o := range splitOptions(r.tokens) {
+		if key := o.words[0]; (key == "-j" || key == "-g") && len(o.words) > 1 {
+			return o.words[1], key == "-g"
 		}
 	}
-	return ""
+	return "", false
+}
+
+// leadsToUs says whether the rule is a jump into one of our chains.
+func (r Rule) leadsToUs() bool {
+	name, _ := r.target()
+	return strings.HasPrefix(name, chainPrefix)
 }
 
 func (r Rule) matchesSet() bool { return slices.Contains(r.tokens, "--match-set") }
-
-func quote(word string) string {
-	if word != "" && !strings.ContainsFunc(word, needsQuote) {
-		return word
-	}
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(word) + `"`
-}
-
-func needsQuote(r rune) bool {
-	return r <= ' ' || strings.ContainsRune(`"'\#$&();<>|*?[]{}~`+"`", r)
-}
 
 // An option is one switch of a rule with its negation and values.
 type option struct {
@@ -106,20 +82,42 @@ func normalise(words []string) []string {
 	return out
 }
 
-func sortKey(o option) string { return o.key() + "\x00" + strings.Join(o.words, "\x00") }
+// sortKey leaves what is not an option where it is: values that belong to no
+// switch in front, a switch whose value is missing at the end.
+func sortKey(o option) string {
+	key := o.key()
+	switch {
+	case key == "!", o.words[len(o.words)-1] == key && slices.Contains(freeText, key):
+		return "\xff"
+	case !isSwitch(key):
+		return ""
+	}
+	return key + "\x00" + strings.Join(o.words, "\x00")
+}
+
+// freeText are the options whose value may be any text and so may look like a
+// switch: --comment -j is legal, and no reason to take "-j" for a jump.
+var freeText = []string{
+	"--comment", "--log-prefix", "--nflog-prefix", "--string", "--hex-string", "--name", "--hashlimit-name",
+	"--helper", "--match-set", "--add-set", "--del-set", "--path", "-i", "-o", "--physdev-in", "--physdev-out",
+}
 
 func splitOptions(words []string) []option {
 	var opts []option
 	for i := 0; i < len(words); {
-		j := i + 1
-		if words[i] == "!" && j < len(words) {
-			j++
+		key := i
+		if words[i] == "!" && i+1 < len(words) {
+			key++
 		}
-		for j < len(words) && words[j] != "!" && !isSwitch(words[j]) {
-			j++
+		end := key + 1
+		if end < len(words) && slices.Contains(freeText, words[key]) {
+			end++
 		}
-		opts = append(opts, option{words: slices.Clone(words[i:j])})
-		i = j
+		for end < len(words) && words[end] != "!" && !isSwitch(words[end]) {
+			end++
+		}
+		opts = append(opts, option{words: slices.Clone(words[i:end])})
+		i = end
 	}
 	return opts
 }

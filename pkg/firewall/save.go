@@ -1,17 +1,28 @@
 package firewall
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
-
-	"github.com/google/shlex"
 )
 
 // ObservedRule is a rule as the kernel has it.
 type ObservedRule struct {
 	Rule
-	raw string // the text after "-A CHAIN" as it was printed
+	words []string // what follows "-A CHAIN", in the order it was printed
+}
+
+// text is the rule for an operator's eyes: it stays on one line whatever a
+// foreign comment holds.
+func (r ObservedRule) text() string { return printable(quoteWords(r.words)) }
+
+// writable says whether iptables-restore can be told of this rule: its input
+// has one rule per line, so a comment with a newline cannot be written.
+func (r ObservedRule) writable() bool {
+	return !slices.ContainsFunc(r.words, func(w string) bool { return strings.ContainsAny(w, "\n\x00") })
 }
 
 // ObservedTable is one family's filter table.
@@ -39,62 +50,40 @@ type Observed struct {
 // text are skipped.
 func ParseSave(data []byte) (ObservedTable, error) {
 	t := ObservedTable{Read: true, Chains: map[string][]ObservedRule{}}
-	inFilter := false
-	lines, err := logicalLines(string(data))
-	if err != nil {
-		return ObservedTable{}, fmt.Errorf("cannot read the rules: %w", err)
-	}
-	for n, line := range lines {
+	table := "" // the one whose COMMIT is still to come
+	for n, text := 1, string(data); text != ""; n++ {
+		line, _, _ := strings.Cut(text, "\n")
+		size := len(line)
 		switch {
 		case strings.HasPrefix(line, "#") && strings.Contains(line, "`filter' is incompatible"):
-			return ObservedTable{}, fmt.Errorf("cannot read the rules: the filter table holds rules that only nft understands; remove them with `nft -a list table`")
-		case line == "" || strings.HasPrefix(line, "#") || line == "COMMIT":
+			return ObservedTable{}, errors.New("cannot read the rules: the filter table holds rules that only nft understands; find them with `nft -a list table ip filter` (or ip6) and move them to a table of their own")
+		case line == "" || strings.HasPrefix(line, "#"):
+		case line == "COMMIT":
+			table = ""
 		case strings.HasPrefix(line, "*"):
-			inFilter = line == "*filter"
-		case !inFilter:
+			table = line[1:]
 		case strings.HasPrefix(line, ":"):
-			name, _, _ := strings.Cut(line[1:], " ")
-			t.Chains[name] = slices.Clip(t.Chains[name])
-		case strings.HasPrefix(line, "-A "):
-			chain, text, _ := strings.Cut(line[len("-A "):], " ")
-			rule, err := parseRule(text)
-			if err != nil {
-				return ObservedTable{}, fmt.Errorf("cannot read the rules: entry %d: %w", n+1, err)
+			if table == "filter" {
+				name, _, _ := strings.Cut(line[1:], " ")
+				t.Chains[name] = nil // declared once, before any rule
 			}
-			t.Chains[chain] = append(t.Chains[chain], ObservedRule{Rule: rule, raw: text})
+		case strings.HasPrefix(line, "-A "):
+			chain, _, _ := strings.Cut(line[len("-A "):], " ")
+			start := len("-A ") + len(chain)
+			words, used := scanWords(text[start:], true)
+			size = start + used
+			if table == "filter" {
+				t.Chains[chain] = append(t.Chains[chain], ObservedRule{Rule: newRule(words...), words: words})
+			}
 		default:
-			return ObservedTable{}, fmt.Errorf("cannot read the rules: entry %d: %.80q is not iptables-save output", n+1, line)
+			return ObservedTable{}, fmt.Errorf("cannot read the rules: entry %d: %.80q is not iptables-save output", n, line)
 		}
+		text = strings.TrimPrefix(text[size:], "\n")
+	}
+	if table != "" {
+		return ObservedTable{}, fmt.Errorf("cannot read the rules: the text ends inside table %s; it was cut short", printable(table))
 	}
 	return t, nil
-}
-
-// logicalLines joins lines inside quotes: a foreign comment may hold a newline,
-// and its second half must not be taken for a rule.
-func logicalLines(text string) ([]string, error) {
-	var lines []string
-	pending := ""
-	for line := range strings.SplitSeq(text, "\n") {
-		pending += line
-		if !strings.HasPrefix(pending, "-A ") || balanced(pending) {
-			lines = append(lines, pending)
-			pending = ""
-			continue
-		}
-		pending += "\n"
-	}
-	if pending != "" {
-		return nil, errUnbalanced
-	}
-	return lines, nil
-}
-
-func balanced(line string) bool {
-	if !strings.ContainsAny(line, `"'\`) {
-		return true
-	}
-	_, err := shlex.Split(line)
-	return err == nil
 }
 
 // usualSizes are the create options that differ between kernels or runs and
@@ -104,27 +93,29 @@ var usualSizes = []string{"hashsize", "maxelem", "bucketsize", "initval"}
 // ParseSets reads what ipset save prints, and keeps the sets that are ours by name.
 func ParseSets(data []byte) (map[string]ObservedSet, error) {
 	sets := map[string]ObservedSet{}
-	n := 0
-	for line := range strings.Lines(string(data)) {
-		n++
-		words := strings.Fields(line)
+	for n, text := 1, string(data); text != ""; n++ {
+		words, size := scanWords(text, false)
+		line := text[:size]
+		text = strings.TrimPrefix(text[size:], "\n")
 		if len(words) == 0 {
 			continue
 		}
 		if len(words) < 3 || (words[0] != "create" && words[0] != "add") {
-			return nil, fmt.Errorf("cannot read the sets: line %d: %.80q is not ipset save output", n, line)
+			return nil, fmt.Errorf("cannot read the sets: entry %d: %.80q is not ipset save output", n, line)
 		}
 		name := words[1]
-		if !ownSet(name) {
-			continue
-		}
-		if words[0] == "create" {
+		set, known := sets[name]
+		switch {
+		case !ownSet(name):
+		case words[0] == "create":
 			sets[name] = parseCreate(words[2:])
-			continue
+		case !known:
+			return nil, fmt.Errorf("cannot read the sets: entry %d: a member of %s comes before the set", n, printable(name))
+		default:
+			entry := append([]string{memberName(words[2], set.Family)}, words[3:]...)
+			set.Members = append(set.Members, printable(strings.Join(entry, " ")))
+			sets[name] = set
 		}
-		set := sets[name]
-		set.Members = append(set.Members, memberName(words[2], set.Family)+strings.Join(append([]string{""}, words[3:]...), " "))
-		sets[name] = set
 	}
 	for _, set := range sets {
 		slices.Sort(set.Members)
@@ -148,24 +139,38 @@ func parseCreate(words []string) ObservedSet {
 	return set
 }
 
-// memberName gives a single host the prefix length that ipset leaves out.
+// memberName writes a member as netip does: ipset leaves out the prefix length
+// of a single host and ends an address such as ::a00:1 in a dotted quad.
 func memberName(entry, family string) string {
-	if strings.Contains(entry, "/") {
-		return entry
+	if p, err := netip.ParsePrefix(entry); err == nil {
+		return p.String()
 	}
-	if family == "inet6" {
-		return entry + "/128"
+	a, err := netip.ParseAddr(entry)
+	if err != nil || a.Zone() != "" || a.Is4() == (family == "inet6") {
+		return entry // of another kind of set
 	}
-	return entry + "/32"
+	return netip.PrefixFrom(a, a.BitLen()).String()
 }
 
 func ownSet(name string) bool {
-	return strings.HasPrefix(name, "pgh4-") || strings.HasPrefix(name, "pgh6-") || isScratch(name)
+	return strings.HasPrefix(name, setPrefix(IPv4)) || strings.HasPrefix(name, setPrefix(IPv6)) || isScratch(name)
 }
 
-// A scratch set is filled and then swapped with the real one.
-func scratchName(set string) string { return strings.Replace(set, "-", ".", 1) }
-
-func isScratch(name string) bool {
-	return strings.HasPrefix(name, "pgh4.") || strings.HasPrefix(name, "pgh6.")
+// printable escapes what could forge lines or control a terminal.
+func printable(text string) string {
+	if !strings.ContainsFunc(text, isControl) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if isControl(r) {
+			quoted := strconv.QuoteRuneToASCII(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
+
+func isControl(r rune) bool { return !strconv.IsPrint(r) }

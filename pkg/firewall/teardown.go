@@ -16,7 +16,6 @@ func Teardown(ctx context.Context) ([]string, error) {
 }
 
 func teardown(ctx context.Context, run runner, legacyInUse func() bool) ([]string, error) {
-	var removed []string
 	var errs []error
 	var plans []Plan
 	var opened []*Firewall
@@ -30,40 +29,44 @@ func teardown(ctx context.Context, run runner, legacyInUse func() bool) ([]strin
 			continue // not installed, so it has no rules of ours
 		}
 		got, err := f.Observe(ctx)
-		if err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, err)
 		opened, plans = append(opened, f), append(plans, TeardownPlan(got))
 	}
 	if len(opened) == 0 {
-		return nil, fmt.Errorf("cannot tear down: neither iptables-nft nor iptables-legacy is installed; install the package iptables")
+		return nil, errors.New("cannot tear down: neither iptables-nft nor iptables-legacy is installed; install the package iptables")
 	}
-	// Sets go last: rules of either backend may name them.
+	var removed []string
 	for i, f := range opened {
 		if i < len(opened)-1 {
-			plans[i].dropSets, plans[i].setsText = nil, ""
+			plans[i] = plans[i].withoutSets() // they go last: rules of either backend may name them
 		}
 		if err := f.Apply(ctx, plans[i]); err != nil {
 			errs = append(errs, err)
+			continue
 		}
 		for _, c := range plans[i].Changes {
 			line := fmt.Sprintf("removed %s %s %s", c.Family, c.Resource, c.Name)
-			if c.Resource != "set" {
+			if c.Resource != resourceSet {
 				line += " (" + f.backend + ")"
 			}
-			if !slices.Contains(removed, line) {
-				removed = append(removed, line)
-			}
+			removed = append(removed, line)
 		}
 	}
 	return removed, errors.Join(errs...)
 }
 
-// legacyInUse says whether this namespace has a legacy filter table; the kernel
-// lists those that exist in these files.
+// withoutSets is the plan for the rules alone.
+func (p Plan) withoutSets() Plan {
+	p.sets, p.dropSets = nil, nil
+	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), func(c Change) bool { return c.Resource == resourceSet })
+	return p
+}
+
+// legacyInUse says whether this network namespace has a legacy filter table;
+// the kernel lists those that exist in these files.
 func legacyInUse() bool {
-	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
-		data, err := os.ReadFile(file)
+	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
+		data, err := os.ReadFile("/proc/thread-self/net/" + file)
 		if err == nil && slices.Contains(strings.Fields(string(data)), "filter") {
 			return true
 		}

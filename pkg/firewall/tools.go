@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,31 +21,55 @@ const (
 	BackendLegacy = "legacy"
 )
 
-// A runner executes one command and returns what it wrote to standard output.
+// A runner finds and executes commands.
 type runner interface {
-	run(ctx context.Context, stdin string, name string, args ...string) ([]byte, error)
+	// find returns a command's absolute path.
+	find(name string) (string, error)
+	// run executes a command and returns what it wrote to standard output.
+	run(ctx context.Context, stdin string, path string, args ...string) ([]byte, error)
 }
 
 type execRunner struct{}
 
-// commandTimeout bounds one iptables or ipset command; a restore of 10,000
-// members takes well under a second.
-const commandTimeout = 30 * time.Second
+// toolDirs are searched for commands, whatever the caller's PATH: a login
+// shell's often lacks the sbin directories.
+var toolDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"}
 
-func (execRunner) run(ctx context.Context, stdin string, name string, args ...string) ([]byte, error) {
+func (execRunner) find(name string) (string, error) {
+	for _, dir := range toolDirs {
+		path, err := exec.LookPath(filepath.Join(dir, name))
+		if err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w in %s", name, exec.ErrNotFound, strings.Join(toolDirs, ":"))
+}
+
+const (
+	// commandTimeout bounds one iptables or ipset command; a restore of 10,000
+	// members takes well under a second.
+	commandTimeout = 30 * time.Second
+	// outputWait bounds the wait for a killed command's children to close its output.
+	outputWait = time.Second
+)
+
+func (execRunner) run(ctx context.Context, stdin string, path string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.WaitDelay = outputWait
 	cmd.Stdin = strings.NewReader(stdin)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd.Env = []string{"PATH=" + strings.Join(toolDirs, ":"), "LC_ALL=C"} // PATH: iptables calls modprobe
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w (%w)", err, ctx.Err())
 		}
-		reason := strings.TrimSpace(stderr.String())
-		return nil, fmt.Errorf("%s: %w: %s", strings.Join(append([]string{name}, args...), " "), err, reason)
+		if reason := strings.TrimSpace(stderr.String()); reason != "" {
+			err = fmt.Errorf("%w: %s", err, reason)
+		}
+		return nil, fmt.Errorf("%s: %w", strings.Join(append([]string{path}, args...), " "), err)
 	}
 	return stdout.Bytes(), nil
 }
@@ -72,20 +97,16 @@ func findTools(ctx context.Context, run runner, fam Family, backend string) (too
 	if fam == IPv6 {
 		base, proto = "ip6tables", iptables.ProtocolIPv6
 	}
-	name := base + "-" + backend
-	if _, err := exec.LookPath(name); err != nil {
-		plain, err := backendOf(ctx, run, base)
+	path, err := run.find(base + "-" + backend)
+	if err != nil {
+		var plain string
+		path, plain, err = backendOf(ctx, run, base)
 		if err != nil {
 			return tools{}, err
 		}
 		if plain != backend {
-			return tools{}, fmt.Errorf("%s is not installed and %s is of the %s backend; install %s or set firewall.backend: %s", name, base, plain, name, plain)
+			return tools{}, fmt.Errorf("%s-%s is not installed and %s is of the %s backend; install the former or set firewall.backend: %s", base, backend, path, plain, plain)
 		}
-		name = base
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return tools{}, fmt.Errorf("%s is not installed; install the package iptables: %w", name, err)
 	}
 	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Path(path), iptables.Timeout(int(lockWait/time.Second)))
 	if err != nil {
@@ -97,22 +118,22 @@ func findTools(ctx context.Context, run runner, fam Family, backend string) (too
 	return tools{save: path + "-save", restore: path + "-restore"}, nil
 }
 
-// backendOf asks a command for its backend.
-func backendOf(ctx context.Context, run runner, name string) (string, error) {
-	if _, err := exec.LookPath(name); err != nil {
-		return "", fmt.Errorf("%s is not installed; install the package iptables: %w", name, err)
+// backendOf finds a command and asks it for its backend.
+func backendOf(ctx context.Context, run runner, name string) (path, backend string, err error) {
+	if path, err = run.find(name); err != nil {
+		return "", "", fmt.Errorf("%s is not installed; install the package iptables: %w", name, err)
 	}
-	out, err := run.run(ctx, "", name, "--version")
+	out, err := run.run(ctx, "", path, "--version")
 	if err != nil {
-		return "", fmt.Errorf("cannot ask for the version: %w", err)
+		return "", "", fmt.Errorf("cannot ask for the version: %w", err)
 	}
 	switch {
 	case bytes.Contains(out, []byte("(nf_tables)")):
-		return BackendNFT, nil
+		return path, BackendNFT, nil
 	case bytes.Contains(out, []byte("(legacy)")):
-		return BackendLegacy, nil
+		return path, BackendLegacy, nil
 	}
-	return "", fmt.Errorf("%s --version says %q, neither nf_tables nor legacy; install version %s or later", name, strings.TrimSpace(string(out)), minVersion)
+	return "", "", fmt.Errorf("%s --version says %q, neither nf_tables nor legacy; install version %s or later", path, strings.TrimSpace(string(out)), minVersion)
 }
 
 func chooseBackend(ctx context.Context, run runner, asked string) (string, error) {
@@ -120,7 +141,14 @@ func chooseBackend(ctx context.Context, run runner, asked string) (string, error
 	case BackendNFT, BackendLegacy:
 		return asked, nil
 	case BackendAuto:
-		return backendOf(ctx, run, "iptables")
+		_, backend, err := backendOf(ctx, run, "iptables")
+		if err != nil {
+			var err6 error
+			if _, backend, err6 = backendOf(ctx, run, "ip6tables"); err6 == nil {
+				return backend, nil
+			}
+		}
+		return backend, err
 	}
 	return "", errors.New("firewall.backend: use auto, nft or legacy")
 }

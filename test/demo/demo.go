@@ -240,7 +240,7 @@ func (d *demo) flush(ctx context.Context) error {
 
 // siblingKnocks: "no answer" is neither a refusal nor an error of the probe.
 func (d *demo) siblingKnocks(ctx context.Context, at netip.Addr) error {
-	v, err := d.sibling.Connect(ctx, netip.AddrPortFrom(at, d.cluster.Port))
+	v, err := d.sibling.Connect(ctx, netip.AddrPortFrom(at, uint16(d.cluster.Port)))
 	if err != nil {
 		return err
 	}

@@ -92,7 +92,7 @@ func TestSliceCrashOfService(t *testing.T) {
 func TestSliceStartsAfterRules(t *testing.T) {
 	s := newSlice(t, "nft", nil)
 	// A rule that only nft understands makes the table unreadable for iptables.
-	run(t, s.node, "nft add table ip filter; nft add chain ip filter INPUT '{type filter hook input priority 0;}'; nft add rule ip filter INPUT meta skuid 4711 ct mark 7 queue num 3")
+	run(t, s.node, "nft add table ip filter; nft add chain ip filter INPUT '{type filter hook input priority 0;}'; nft add rule ip filter INPUT ct mark 7 counter")
 	must(t, s.agent.Start())
 	s.awaitStatus("degraded by the firewall", func(st control.Status) error {
 		if st.State != control.StateDegraded || !strings.Contains(strings.Join(st.Reasons, " "), "firewall") || len(st.Services) == 0 || st.Services[0].State != "waiting" {
@@ -127,7 +127,7 @@ func TestF13F18BadChange(t *testing.T) {
 		{"F13 truncated in the middle", s.agent.PeersPath, string(goodPeers[:len(goodPeers)/2]), "peers.yaml"},
 		{"F13 everybody as a network", s.agent.PeersPath, edit(goodPeers, "10.0.0.0/24", "0.0.0.0/0"), "0.0.0.0/0"},
 		{"F13 self missing", s.agent.PeersPath, edit(goodPeers, "name: pg-0", "name: pg-7"), "pg-0"},
-		{"F13 v4-mapped", s.agent.PeersPath, edit(goodPeers, "fd00:20:1::20", "'::ffff:10.20.1.20'"), "::ffff:10.20.1.20"},
+		{"F13 v4-mapped", s.agent.PeersPath, edit(goodPeers, "fd00:20:1::20", "::ffff:10.20.1.20"), "::ffff:10.20.1.20"},
 		{"F13 duplicate address", s.agent.PeersPath, edit(goodPeers, "10.20.1.20", "10.20.1.10"), "10.20.1.10"},
 		{"F18 unknown key", s.agent.ConfigPath, string(goodConfig) + "firewal: {}\n", "firewal"},
 		{"F18 half-written", s.agent.ConfigPath, string(goodConfig) + "firewall: {backend", "pghardend.yaml:"},

@@ -1,0 +1,85 @@
+package control
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What `status --json` prints is a contract: a key may be added, none renamed.
+const golden = `{
+  "version": "1.0",
+  "node": "pg-0",
+  "role": "postgres",
+  "instance": "orders-prod",
+  "state": "degraded",
+  "reasons": [
+    "config: bad"
+  ],
+  "pid": 42,
+  "backend": "nft",
+  "generation": 3,
+  "last_reconcile": "2026-01-02T03:04:05Z",
+  "layers": [
+    {
+      "name": "netfilter",
+      "subject": "node",
+      "configured": true,
+      "enforced": false,
+      "detail": "no pass yet"
+    }
+  ],
+  "services": [
+    {
+      "name": "postgres",
+      "state": "ready",
+      "pid": 4711,
+      "processes": 7,
+      "since": "2026-01-02T03:04:05Z",
+      "adopted": true,
+      "restarts": 2,
+      "last_error": ""
+    }
+  ],
+  "drift": [
+    {
+      "resource": "firewall",
+      "cause": "drift",
+      "what": "ipv4 chain PGHARDEND-IN: missing",
+      "since": "2026-01-02T03:04:05Z",
+      "found": "2026-01-02T03:04:05Z",
+      "repaired": "2026-01-02T03:04:05Z",
+      "open_ms": 12.5,
+      "error": "why"
+    }
+  ]
+}`
+
+func TestStatusJSON(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s := Status{
+		Version: "1.0", Node: "pg-0", Role: "postgres", Instance: "orders-prod",
+		State: StateDegraded, Reasons: []string{"config: bad"}, PID: 42, Backend: "nft", Generation: 3, LastReconcile: at,
+		Layers:   []Layer{{Name: "netfilter", Subject: "node", Configured: true, Detail: "no pass yet"}},
+		Services: []Service{{Name: "postgres", State: "ready", PID: 4711, Processes: 7, Since: at, Adopted: true, Restarts: 2}},
+		Drift: []Drift{{
+			Resource: "firewall", Cause: "drift", What: "ipv4 chain PGHARDEND-IN: missing",
+			Since: at, Found: at, Repaired: at, OpenMS: 12.5, Error: "why",
+		}},
+	}
+	got, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(golden, string(got)); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+
+	dir, _ := serve(t, &backend{status: s})
+	back, err := NewClient(dir).Status(t.Context())
+	if d := cmp.Diff(s, back); err != nil || d != "" {
+		t.Errorf("what the client gets (-sent +got), error %v\n%s", err, d)
+	}
+}

@@ -1,0 +1,138 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/pkg/limits"
+	"github.com/pghardend/pghardend/pkg/sandbox"
+)
+
+// prepared is what the checks found and the steps need.
+type prepared struct {
+	identity    Identity
+	filter      *sandbox.Filter
+	environment environment
+}
+
+// Check finds every reason to refuse a launch that can be known before it, and
+// changes nothing. An error is an *Error. It looks at the calling process too
+// (privileges, hard limits, ambient capabilities), so it is for those who will
+// launch: exec, and the daemon before it.
+func Check(ctx context.Context, spec Spec) (Identity, error) {
+	p, failure := prepare(ctx, spec)
+	if failure != nil {
+		return Identity{}, failure
+	}
+	return p.identity, nil
+}
+
+// prepare runs the checks in the order of the exit codes.
+func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
+	p := &prepared{}
+	var self sandbox.Status
+	checks := []step{
+		{StepSpec, func() error { return specFault(spec) }},
+		{StepPrivilege, func() (err error) {
+			if self, err = sandbox.ReadStatus(ctx, 0); err != nil {
+				return err
+			}
+			return privilegeFault(self)
+		}},
+		{StepUser, func() (err error) {
+			p.identity, err = resolveUser(ctx, spec)
+			return err
+		}},
+		{StepGroups, func() (err error) {
+			p.identity.Groups, err = resolveGroups(ctx, spec, p.identity)
+			return err
+		}},
+		{StepBinary, func() error { return checkBinary(ctx, spec, p.identity) }},
+		{StepDataDir, func() error { return checkDataDir(ctx, spec.DataDir, p.identity) }},
+		{StepLimits, func() error { return checkLimits(ctx, spec.Limits) }},
+		{StepCapabilities, func() error { return capabilityFault(self, spec.Capabilities) }},
+		{StepSeccomp, func() (err error) {
+			if err = seccompFault(probeSeccomp()); err != nil {
+				return err
+			}
+			p.filter, err = sandbox.Compile(spec.Seccomp)
+			return err
+		}},
+		{StepEnvironment, func() (err error) {
+			p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.Environment)
+			return err
+		}},
+	}
+	for _, c := range checks {
+		err := ctx.Err()
+		if err == nil {
+			err = c.do()
+		}
+		if err != nil {
+			return nil, &Error{Service: spec.Service, Step: c.name, Err: err}
+		}
+	}
+	return p, nil
+}
+
+// capability is the bit of CAP_* in a CapSet.
+func capability(number int) sandbox.CapSet { return sandbox.CapSet(1) << number }
+
+// privilegeFault says what the caller lacks to give privileges away.
+func privilegeFault(self sandbox.Status) error {
+	if euid := self.UIDs[1]; euid != 0 {
+		return fmt.Errorf("running as uid %d: run as root, only root can become another user", euid)
+	}
+	needed := capability(unix.CAP_SETUID) | capability(unix.CAP_SETGID) | capability(unix.CAP_SETPCAP)
+	if missing := needed &^ self.Eff; missing != 0 {
+		return fmt.Errorf("running as root without %s: add it to what starts this process (systemd: CapabilityBoundingSet=)", missing)
+	}
+	return nil
+}
+
+// capabilityFault compares the capabilities asked for with those of the caller.
+func capabilityFault(self sandbox.Status, want sandbox.CapSet) error {
+	if missing := want &^ self.Prm; missing != 0 {
+		return fmt.Errorf("%s cannot be given to the service, since the caller does not have it: "+
+			"take it out of capabilities, or add it to what starts this process (systemd: CapabilityBoundingSet=)", missing)
+	}
+	if stray := self.Amb &^ want; stray != 0 {
+		return fmt.Errorf("the caller passes on the ambient capabilities %s, which the service does not ask for: "+
+			"take them out of what starts this process (systemd: AmbientCapabilities=), or list them in capabilities", stray)
+	}
+	return nil
+}
+
+func checkLimits(ctx context.Context, want limits.Set) error {
+	current, err := limits.Read(ctx, os.Getpid())
+	if err != nil {
+		return err
+	}
+	return want.Check(current)
+}
+
+// probeSeccomp asks for a filter at the address 0. A kernel that can filter gets
+// as far as reading it and fails with EFAULT; nothing changes, seccomp(2).
+func probeSeccomp() error {
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, 0)
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// seccompFault reads the answer of probeSeccomp.
+func seccompFault(probe error) error {
+	if errors.Is(probe, unix.EFAULT) {
+		return nil
+	}
+	if probe == nil {
+		probe = errors.New("it took a filter from address 0")
+	}
+	return fmt.Errorf("the kernel does not support seccomp filters: %w: "+
+		"use a kernel with CONFIG_SECCOMP_FILTER (Linux 5.11 or newer), or lift the container's filter on seccomp(2)", probe)
+}

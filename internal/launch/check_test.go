@@ -1,0 +1,108 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/pkg/sandbox"
+)
+
+func TestSpecFault(t *testing.T) {
+	good := Spec{Service: "pg", User: "postgres", Command: []string{"/usr/bin/cat", ""}}
+	wantNone(t, specFault(good))
+	low, high, edge := -1001, 1001, -1000
+	for name, c := range map[string]struct {
+		change func(*Spec)
+		word   string
+	}{
+		"no command":    {func(s *Spec) { s.Command = nil }, "services.pg.command"},
+		"empty command": {func(s *Spec) { s.Command = []string{""} }, "services.pg.command"},
+		"NUL":           {func(s *Spec) { s.Command = []string{"/x", "a\x00"} }, "argument 1"},
+		"no user":       {func(s *Spec) { s.User = "" }, "services.pg.user"},
+		"oom low":       {func(s *Spec) { s.OOMScoreAdj = &low }, "-1001"},
+		"oom high":      {func(s *Spec) { s.OOMScoreAdj = &high }, "1001"},
+	} {
+		spec := good
+		c.change(&spec)
+		t.Run(name, func(t *testing.T) { wantError(t, specFault(spec), c.word) })
+	}
+	good.OOMScoreAdj = &edge
+	wantNone(t, specFault(good))
+}
+
+// Checks come in the order of their codes, so the first one speaks.
+func TestCheckNamesTheStep(t *testing.T) {
+	_, err := Check(context.Background(), Spec{Service: "pg"})
+	var e *Error
+	if !errors.As(err, &e) || e.Step != StepSpec || e.Service != "pg" {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := Check(ctx, Spec{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: got %v", err)
+	}
+}
+
+// The same call ends at another step for root than for others; both must be
+// refusals by the right one.
+func TestCheckCaller(t *testing.T) {
+	_, err := Check(context.Background(), Spec{Service: "pg", User: "root", Command: []string{"/usr/bin/cat"}})
+	want := StepUser
+	if os.Geteuid() != 0 {
+		want = StepPrivilege
+	}
+	var e *Error
+	if !errors.As(err, &e) || e.Step != want {
+		t.Errorf("got %v, want step %s", err, want)
+	}
+}
+
+func TestPrivilegeFault(t *testing.T) {
+	root := sandbox.Status{Eff: capability(unix.CAP_SETUID) | capability(unix.CAP_SETGID) | capability(unix.CAP_SETPCAP)}
+	wantNone(t, privilegeFault(root))
+	for _, n := range []int{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP} {
+		lacking := root
+		lacking.Eff &^= capability(n)
+		wantError(t, privilegeFault(lacking), "CapabilityBoundingSet")
+	}
+	user := root
+	user.UIDs = [4]uint32{1000, 1000, 1000, 1000}
+	wantError(t, privilegeFault(user), "uid 1000", "run as root")
+}
+
+func TestF33_Capabilities(t *testing.T) {
+	admin, raw := capability(unix.CAP_NET_ADMIN), capability(unix.CAP_NET_RAW)
+	for name, c := range map[string]struct {
+		permitted, ambient, want sandbox.CapSet
+		word                     string
+	}{
+		"none":               {admin | raw, 0, 0, ""},
+		"held":               {admin | raw, 0, admin, ""},
+		"held and inherited": {admin | raw, admin, admin | raw, ""},
+		"not held":           {raw, 0, admin, "caller does not have it"},
+		"inherited":          {admin | raw, raw, 0, "AmbientCapabilities"},
+		"inherited, other":   {admin | raw, raw, admin, "AmbientCapabilities"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := capabilityFault(sandbox.Status{Prm: c.permitted, Amb: c.ambient}, c.want)
+			if c.word == "" {
+				wantNone(t, err)
+				return
+			}
+			wantError(t, err, c.word)
+		})
+	}
+}
+
+func TestF29_KernelSupport(t *testing.T) {
+	wantNone(t, seccompFault(unix.EFAULT))
+	for _, answer := range []error{unix.ENOSYS, unix.EINVAL, unix.EPERM, nil} {
+		wantError(t, seccompFault(answer), "CONFIG_SECCOMP_FILTER")
+	}
+	wantNone(t, seccompFault(probeSeccomp()))
+}

@@ -1,0 +1,186 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/pkg/sandbox"
+)
+
+// Exec becomes spec.Command: same process id, no privilege but those of the
+// Spec. It returns only if that failed, always with an *Error, after writing it
+// to report (if not nil). The process is then in no defined state; the caller
+// must exit with Error.Code. The context is looked at between the steps.
+func Exec(ctx context.Context, spec Spec, report *os.File) error {
+	// A collection would want helper threads, which the limits of the service
+	// may no longer allow, and the runtime dies if it does not get them.
+	debug.SetGCPercent(-1)
+	if report != nil {
+		// Its end must be the end of this program, even where LISTEN_FDS would
+		// have it passed on.
+		unix.CloseOnExec(int(report.Fd()))
+	}
+	failed := make(chan *Error)
+	go func() {
+		// From here on this thread is unlike all others, and what is left of it
+		// after a failure must not do anything any more: not even its end is
+		// sure to be allowed by the filter. So it is neither unlocked nor left.
+		runtime.LockOSThread()
+		failed <- become(ctx, spec)
+		select {}
+	}()
+	failure := <-failed
+	tell(report, failure)
+	return failure
+}
+
+// become does the work of Exec.
+func become(ctx context.Context, spec Spec) *Error {
+	p, failure := prepare(ctx, spec)
+	if failure != nil {
+		return failure
+	}
+	for _, s := range steps(ctx, spec, p) {
+		err := ctx.Err()
+		if err == nil {
+			err = s.do()
+		}
+		if err != nil {
+			return &Error{Service: spec.Service, Step: s.name, Err: err}
+		}
+	}
+	return &Error{Service: spec.Service, Step: StepExec, Err: errors.New("execve returned without an error")}
+}
+
+type step struct {
+	name Step
+	do   func() error
+}
+
+// steps is the order of everything that changes the process. Each step says why
+// it is where it is; one without a reason could stand anywhere.
+func steps(ctx context.Context, spec Spec, p *prepared) []step {
+	id, keep := p.identity, spec.Capabilities
+	return []step{
+		// What a service creates is its own unless it says otherwise.
+		{StepUmask, func() error { unix.Umask(0o077); return nil }},
+
+		// While still root, who can enter any directory; the caller's directory
+		// could lie below one the service may not see, or keep a mount busy.
+		{StepCwd, func() error { return enter(spec.DataDir, id) }},
+
+		// Lowering the score needs CAP_SYS_RESOURCE.
+		{StepOOMScore, func() error { return setOOMScore(spec.OOMScoreAdj) }},
+
+		// Before the uid changes, so that the number of processes is counted
+		// against the service's user from its first one.
+		{StepSetLimits, func() error { return setLimits(ctx, spec.Limits) }},
+
+		// Needs CAP_SETPCAP, which goes with the uid.
+		{StepBoundingSet, func() error { return sandbox.DropBounding(keep) }},
+
+		// Groups before uid: without CAP_SETGID they could not be changed.
+		{StepIdentity, func() error { return setIdentity(id, keep) }},
+
+		// After the uid, which clears what keepcaps does not hold and always
+		// clears the effective and the ambient set.
+		{StepCapabilitySets, func() error { return sandbox.SetCapabilities(keep) }},
+
+		// Without it the kernel takes a filter from root only, and root is gone.
+		{StepNoNewPrivs, sandbox.NoNewPrivs},
+
+		// Last moment at which reading procfs is sure to be allowed, first at
+		// which there is nothing left to lose.
+		{StepReadBack, func() error { return readBack(ctx, id, keep) }},
+
+		// Late: a pending signal may end this process as soon as it is let in.
+		{StepSignals, resetSignals},
+
+		// After the last file was opened.
+		{StepDescriptors, func() error { return closeDescriptors(p.environment.sockets) }},
+
+		// Last: from here on every call must be one the service may make too.
+		{StepSeccompLoad, p.filter.Load},
+
+		{StepExec, func() error { return execute(spec, p.environment.vars) }},
+	}
+}
+
+// setIdentity takes over uid, gid and groups. The syscall package makes these
+// calls on all threads of the process, so that none stays behind as root.
+func setIdentity(id Identity, keep sandbox.CapSet) error {
+	if keep != 0 {
+		// The permitted set would be cleared with the last uid 0. execve
+		// switches this off again.
+		if err := sandbox.KeepCaps(true); err != nil {
+			return err
+		}
+	}
+	groups := make([]int, 0, len(id.Groups))
+	for _, g := range id.Groups {
+		groups = append(groups, int(g))
+	}
+	if err := syscall.Setgroups(groups); err != nil {
+		return fmt.Errorf("cannot set the groups to %v: %w", groups, err)
+	}
+	gid, uid := int(id.GID), int(id.UID)
+	if err := syscall.Setresgid(gid, gid, gid); err != nil {
+		return fmt.Errorf("cannot set the gid to %d: %w", gid, err)
+	}
+	if err := syscall.Setresuid(uid, uid, uid); err != nil {
+		return fmt.Errorf("cannot set the uid to %d: %w", uid, err)
+	}
+	return nil
+}
+
+// readBack asks the kernel whether this thread is what it should be.
+func readBack(ctx context.Context, id Identity, keep sandbox.CapSet) error {
+	status, err := sandbox.ReadStatus(ctx, 0)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range compareStatus(status, id, keep, unix.CAP_LAST_CAP) {
+		if !f.OK {
+			errs = append(errs, fmt.Errorf("%s is %s after it was set to %s", f.Check, f.Got, f.Want))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// execute is execve(2). syscall.Exec is used since it waits for threads that
+// are just being made, which the kernel would otherwise trip over.
+func execute(spec Spec, env []string) error {
+	err := syscall.Exec(spec.Command[0], spec.Command, env)
+	return fmt.Errorf("cannot execute %s: %w%s", spec.Command[0], err, execHint(err, spec.User))
+}
+
+// execHint is what an operator needs to know beyond execve's error.
+func execHint(err error, user string) string {
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		// PF_NPROC_EXCEEDED: set by setresuid, looked at by execve.
+		return fmt.Sprintf(": user %s has more processes than limits.nproc allows: raise nproc, or end those processes (ps -u %s)",
+			user, user)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Sprintf(": user %s may not execute it: look at its mode, the directories above it (x) and the mount option noexec", user)
+	case errors.Is(err, unix.ENOENT):
+		return ": the program is there, so its ELF interpreter is missing: install the libraries of its architecture"
+	case errors.Is(err, unix.ENOEXEC):
+		return ": not a program for this architecture"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSYS):
+		return ": the seccomp profile must allow execve, it is loaded before the program is"
+	case errors.Is(err, unix.E2BIG):
+		return ": arguments and environment are too large for limits.stack"
+	case errors.Is(err, unix.ENOMEM):
+		return ": limits.as or limits.data is too small for the program"
+	}
+	return ""
+}

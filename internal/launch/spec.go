@@ -1,0 +1,53 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/pghardend/pghardend/pkg/limits"
+	"github.com/pghardend/pghardend/pkg/sandbox"
+)
+
+// Spec says what to launch and how to confine it. It is not modified.
+type Spec struct {
+	Service      string          // its name in the configuration, for messages
+	User         string          // a name or a number with an entry in passwd
+	Groups       []string        // supplementary groups, names or numbers; all others are refused
+	Command      []string        // absolute path of the program, then its arguments
+	DataDir      string          // absolute, becomes the working directory; "" for none
+	Limits       limits.Set      // the others stay as inherited
+	Capabilities sandbox.CapSet  // kept and made ambient; usually none
+	Seccomp      sandbox.Profile // always enforced
+	Environment  []string        // NAME=value, on top of the allow-list
+	OOMScoreAdj  *int            // -1000..1000, proc(5); nil leaves it
+}
+
+// Identity is who a service runs as, numbers as the kernel knows them.
+type Identity struct {
+	User   string // the name in passwd
+	Home   string
+	UID    uint32
+	GID    uint32
+	Groups []uint32 // supplementary groups without GID, sorted
+}
+
+// specFault finds what no kernel call could take.
+func specFault(spec Spec) error {
+	if len(spec.Command) == 0 || spec.Command[0] == "" {
+		return fmt.Errorf("no program: name one in services.%s.command", spec.Service)
+	}
+	for i, arg := range spec.Command {
+		if strings.ContainsRune(arg, 0) {
+			return fmt.Errorf("argument %d holds a NUL byte, which no program can be given: correct services.%s.command",
+				i, spec.Service)
+		}
+	}
+	if a := spec.OOMScoreAdj; a != nil && (*a < -1000 || *a > 1000) {
+		return fmt.Errorf("oom_score_adj %d: use a value from -1000 to 1000", *a)
+	}
+	if spec.User == "" {
+		return errors.New("no user: name one in services." + spec.Service + ".user")
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestLongFailureDoesNotFloodTheHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var broken atomic.Bool
+		broken.Store(true)
+		rules := &thing{name: "rules", want: "v1"}
+		rules.write = func(_ context.Context, writes int) (string, error) {
+			if broken.Load() { // another tool changes between two states
+				return fmt.Sprint("foreign ", writes%2), errors.New("no")
+			}
+			return "v1", nil
+		}
+		other := &thing{name: "other", want: "v1"}
+		b := start(t, newSource(other, rules))
+		first := time.Now()
+		after(100 * interval)
+		s := b.Snapshot()
+		if s.Passes < 100 || len(s.Events) > 4 || s.Events[0].Resource != "other" {
+			t.Fatalf("%d events after %d passes: %+v", len(s.Events), s.Passes, s.Events)
+		}
+		broken.Store(false)
+		after(interval)
+		for _, e := range b.Snapshot().Events {
+			if e.Repaired.IsZero() {
+				t.Errorf("open though all is well: %+v", e)
+			}
+		}
+		if e := lastEvent(t, b.Snapshot()); e.Error != "" || e.Found.After(first.Add(interval)) || e.OpenMS < 99*1000 {
+			t.Errorf("the repair of a failure that began at %v: %+v", first, e)
+		}
+	})
+}
+
+func TestFailureThatHealsWithoutUsIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rules := &thing{name: "rules", want: "v1", have: "v1"}
+		rules.write = func(context.Context, int) (string, error) { return "flushed", errors.New("no") }
+		b := start(t, newSource(rules))
+		rules.set("flushed")
+		after(5 * interval)
+		rules.set("v1")
+		after(interval)
+		s := b.Snapshot()
+		if e := lastEvent(t, s); len(s.Events) != 1 || e.Repaired.IsZero() || e.OpenMS < 4000 || e.Error == "" {
+			t.Errorf("events: %+v", s.Events)
+		}
+		if !s.Clean() {
+			t.Errorf("problems: %+v", s.Problems)
+		}
+	})
+}
+
+func TestHistoryIsBounded(t *testing.T) {
+	var events []Event
+	for i := range 3 * maxEvents {
+		now := time.Unix(int64(i), 0)
+		older := events
+		events = settle(record(events, Event{Resource: "rules", What: fmt.Sprint(i), Found: now}), "rules", now)
+		if len(older) > 0 && older[len(older)-1].What != fmt.Sprint(i-1) {
+			t.Fatal("a reader's history was changed")
+		}
+	}
+	if len(events) != maxEvents || events[maxEvents-1].What != fmt.Sprint(3*maxEvents-1) {
+		t.Errorf("%d events, the last is %+v", len(events), events[len(events)-1])
+	}
+}
+
+func TestLogSaysWhatIsNewOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newSource(&thing{name: "rules", want: "v1"})
+		b := start(t, src)
+		b.log.Reset()
+		for _, text := range []string{"first", "first", "second", ""} {
+			src.update(func(s *source) {
+				s.err = nil
+				if text != "" {
+					s.err = errors.New(text)
+				}
+			})
+			after(interval)
+		}
+		b.stop()
+		var lines int
+		for range strings.Lines(b.log.String()) {
+			lines++
+		}
+		if lines != 3 {
+			t.Errorf("want first, second and well again, got:\n%s", b.log)
+		}
+	})
+}

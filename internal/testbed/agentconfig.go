@@ -1,0 +1,99 @@
+package testbed
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// AgentConfig is what the two files of an agent say. Whatever is empty is left out of the files.
+type AgentConfig struct {
+	Node     string // default: not written, so that it is the host's name
+	Backend  string // firewall.backend: auto, nft or legacy
+	Interval string // reconcile.interval, such as "1s"
+	Services map[string]Service
+	Peers    Peers
+}
+
+// Service is one service in pghardend.yaml.
+type Service struct {
+	Profile      string         `yaml:"profile,omitempty"`
+	User         string         `yaml:"user,omitempty"`
+	Groups       []string       `yaml:"groups,omitempty"`
+	Command      []string       `yaml:"command,omitempty,flow"`
+	DataDir      string         `yaml:"data_dir,omitempty"`
+	Limits       map[string]any `yaml:"limits,omitempty"`
+	Capabilities []string       `yaml:"capabilities,omitempty"`
+	Environment  []string       `yaml:"environment,omitempty"`
+	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
+	StartTimeout string         `yaml:"start_timeout,omitempty"`
+	StopTimeout  string         `yaml:"stop_timeout,omitempty"`
+}
+
+// Peers is peers.yaml.
+type Peers struct {
+	Instance string              `yaml:"instance"`
+	Nodes    []Peer              `yaml:"nodes"`
+	Networks map[string][]string `yaml:"networks,omitempty"`
+}
+
+// Peer is one node in peers.yaml.
+type Peer struct {
+	Name      string   `yaml:"name"`
+	Role      string   `yaml:"role"`
+	Addresses []string `yaml:"addresses,flow"`
+}
+
+// PeerOf describes a host as a node with all of its addresses.
+func PeerOf(h *Host, role string) Peer {
+	p := Peer{Name: h.name, Role: role}
+	for _, a := range h.Addresses() {
+		p.Addresses = append(p.Addresses, a.String())
+	}
+	return p
+}
+
+// ServiceOf describes a cluster as a service of the postgres profile.
+func ServiceOf(c *Cluster) Service {
+	return Service{Profile: "postgres", User: c.User.Username, Command: c.Command()}
+}
+
+// YAML renders peers.yaml. Pure.
+func (p Peers) YAML() (string, error) {
+	return renderYAML(struct {
+		Version int `yaml:"version"`
+		Peers   `yaml:",inline"`
+	}{1, p})
+}
+
+// yaml renders pghardend.yaml for an agent whose files are in dir. Pure.
+func (c AgentConfig) yaml(dir string) (string, error) {
+	type section map[string]string
+	file := struct {
+		Version   int                `yaml:"version"`
+		Node      string             `yaml:"node,omitempty"`
+		PeersFile string             `yaml:"peers_file"`
+		Runtime   string             `yaml:"runtime_dir"`
+		State     string             `yaml:"state_dir"`
+		Firewall  section            `yaml:"firewall,omitempty"`
+		Reconcile section            `yaml:"reconcile,omitempty"`
+		Services  map[string]Service `yaml:"services,omitempty"`
+	}{Version: 1, Node: c.Node, PeersFile: peersFile, Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
+		Services: c.Services}
+	if c.Backend != "" {
+		file.Firewall = section{"backend": c.Backend}
+	}
+	if c.Interval != "" {
+		file.Reconcile = section{"interval": c.Interval}
+	}
+	return renderYAML(file)
+}
+
+func renderYAML(v any) (string, error) {
+	out, err := yaml.Marshal(v)
+	if err != nil {
+		return "", fmt.Errorf("cannot render a configuration: %w", err)
+	}
+	return string(out), nil
+}

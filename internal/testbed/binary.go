@@ -1,0 +1,77 @@
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+)
+
+const modulePath = "github.com/pghardend/pghardend"
+
+// moduleLine finds the module's name in a go.mod.
+var moduleLine = regexp.MustCompile(`(?m)^module\s+"?([^\s"]+)`)
+
+var built struct {
+	sync.Mutex
+	path string
+}
+
+// BuildBinary builds ./cmd/pghardend, once in a process, with the race detector if this program has it, and returns the
+// path. The program lies where only root can write.
+func BuildBinary(ctx context.Context) (string, error) {
+	built.Lock()
+	defer built.Unlock()
+	if built.path != "" {
+		return built.path, nil
+	}
+	r, err := current()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("cannot build pghardend: %w", err)
+	}
+	root, err := moduleRoot(dir)
+	if err != nil {
+		return "", fmt.Errorf("cannot build pghardend: %w", err)
+	}
+	path := filepath.Join(r.dir(), "bin", "pghardend")
+	args := []string{"build", "-o", path}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/pghardend")...)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot build pghardend: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	if err := os.Chmod(path, 0o755); err != nil { // whatever the umask is
+		return "", fmt.Errorf("cannot build pghardend: %w", err)
+	}
+	built.path = path
+	return path, nil
+}
+
+// moduleRoot looks for this module's go.mod from dir upwards.
+func moduleRoot(dir string) (string, error) {
+	for at := dir; ; at = filepath.Dir(at) {
+		data, err := os.ReadFile(filepath.Join(at, "go.mod"))
+		if err == nil {
+			if m := moduleLine.FindSubmatch(data); m != nil && string(m[1]) == modulePath {
+				return at, nil
+			}
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		if at == filepath.Dir(at) {
+			return "", fmt.Errorf("no go.mod of %s in %s or above; run it inside the repository", modulePath, dir)
+		}
+	}
+}

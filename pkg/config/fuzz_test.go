@@ -1,0 +1,139 @@
+package config
+
+import (
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+func FuzzParsePeers(f *testing.F) {
+	f.Add(readTestFile(f, examplePeers))
+	for _, s := range []string{head + oneNode, withAddress(`"fd00::1"`), withCIDR("10.50.0.0/16"), withCIDR(`"fc00::/7"`), withAddress("&a ::ffff:1.2.3.4"),
+		head + oneNode + "networks: {dns: [], ntp: [10.0.0.123/32]}\n", "version: 1\n---\n", "? [a]\n: b\n", "a: *b\n", "{a: [\n", "<<: {}\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ParsePeers("peers.yaml", data)
+		if err != nil {
+			checkLines(t, err, data)
+			return
+		}
+		checkPeers(t, p)
+		if err := CheckChange(p, p); err != nil {
+			t.Errorf("a list cannot replace itself: %v", err)
+		}
+	})
+}
+
+// checkPeers checks what everybody who is given a peer list relies on.
+func checkPeers(t *testing.T, p Peers) {
+	if !instanceID.MatchString(p.Instance) || len(p.Nodes) == 0 || p.Networks == nil {
+		t.Errorf("instance %q, %d nodes, networks %v", p.Instance, len(p.Nodes), p.Networks)
+	}
+	names, addresses := map[string]bool{}, map[netip.Addr]bool{}
+	for _, n := range p.Nodes {
+		if !nodeLabel.MatchString(n.Name) || names[n.Name] || !slices.Contains(roles, n.Role) || len(n.Addresses) == 0 {
+			t.Errorf("node %+v", n)
+		}
+		names[n.Name] = true
+		for _, a := range n.Addresses {
+			unicast := a.IsGlobalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+			if !a.IsValid() || !unicast || a.Is4In6() || a.Zone() != "" || addresses[a] {
+				t.Errorf("address %v of node %s", a, n.Name)
+			}
+			addresses[a] = true
+		}
+	}
+	for name, prefixes := range p.Networks {
+		if !networkName.MatchString(name) || slices.Contains(roles, name) || prefixes == nil {
+			t.Errorf("network %q: %v", name, prefixes)
+		}
+		for i, n := range prefixes {
+			if !n.IsValid() || n != n.Masked() || n.Bits() < 7 || n.Addr().Is4In6() || n.Addr().Is4() && n.Bits() < 8 {
+				t.Errorf("entry %v of network %s", n, name)
+			}
+			if i > 0 && prefixes[i-1].Compare(n) >= 0 {
+				t.Errorf("network %s is not sorted and unique: %v", name, prefixes)
+			}
+		}
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add(readTestFile(f, exampleConfig), "pg-0")
+	f.Add([]byte(configValues), "")
+	for _, s := range []string{top, serviceYAML, withKey("limits: {nofile: {soft: 1, hard: unlimited}, as: 9223372036854775808}"), withKey("environment: [A=b]"),
+		withKey("oom_score_adj: -1"), withKey("stop_timeout: 1.5m"), withKey("groups: [1, a]"), "version: 1\nnode: &a b\n", "version: 1\nfirewall: {<<: {}}\n"} {
+		f.Add([]byte(s), "host.example.com")
+	}
+	f.Fuzz(func(t *testing.T, data []byte, hostname string) {
+		c, err := ParseConfig("/etc/pghardend.yaml", data, hostname)
+		if err != nil {
+			checkLines(t, err, data)
+			return
+		}
+		checkConfig(t, c)
+		checkDecoded(t, c, data)
+	})
+}
+
+// checkConfig checks what everybody who is given a configuration relies on.
+func checkConfig(t *testing.T, c Config) {
+	if !nodeLabel.MatchString(c.Node) || !filepath.IsAbs(c.PeersFile) || pathProblem(c.RuntimeDir) != "" || pathProblem(c.StateDir) != "" {
+		t.Errorf("configuration %+v", c)
+	}
+	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Firewall.Backend) || c.Firewall.Scope != "host" ||
+		c.Reconcile.Interval < minInterval || c.Reconcile.Interval > maxInterval {
+		t.Errorf("firewall %+v, reconcile %+v", c.Firewall, c.Reconcile)
+	}
+	for i, s := range c.Services {
+		if !serviceName.MatchString(s.Name) || i > 0 && c.Services[i-1].Name >= s.Name || s.Profile == "" || s.User == "" {
+			t.Errorf("service %+v", s)
+		}
+		if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) || s.DataDir != "" && pathProblem(s.DataDir) != "" {
+			t.Errorf("service %s: command %q, data directory %q", s.Name, s.Command, s.DataDir)
+		}
+		for _, text := range slices.Concat(s.Command, s.Environment, s.Groups, s.Capabilities) {
+			if slices.ContainsFunc([]rune(text), isControl) {
+				t.Errorf("service %s: control character in %q", s.Name, text)
+			}
+		}
+		for resource, l := range s.Limits {
+			if !slices.Contains(resources, resource) || l.Soft > l.Hard {
+				t.Errorf("service %s: limit %s %+v", s.Name, resource, l)
+			}
+		}
+		if s.StartTimeout < minTimeout || s.StopTimeout < minTimeout || s.StartTimeout > maxTimeout || s.StopTimeout > maxTimeout {
+			t.Errorf("service %s: time-outs %v, %v", s.Name, s.StartTimeout, s.StopTimeout)
+		}
+		if v := s.OOMScoreAdj; v != nil && (*v < -1000 || *v > 1000) {
+			t.Errorf("service %s: oom score %d", s.Name, *v)
+		}
+	}
+}
+
+// checkDecoded compares what came through viper with a second, plain decoder.
+func checkDecoded(t *testing.T, c Config, data []byte) {
+	var plain struct {
+		Services map[string]struct {
+			User, Profile                              string
+			Command, Environment, Groups, Capabilities []string
+		}
+	}
+	if err := yaml.Unmarshal(data, &plain); err != nil {
+		t.Fatalf("the plain decoder fails: %v", err)
+	}
+	if len(plain.Services) != len(c.Services) {
+		t.Fatalf("%d services, want %d", len(c.Services), len(plain.Services))
+	}
+	for _, s := range c.Services {
+		p, ok := plain.Services[s.Name]
+		if !ok || s.User != p.User || s.Profile != p.Profile || !slices.Equal(s.Command, p.Command) || !slices.Equal(s.Environment, p.Environment) ||
+			!slices.Equal(s.Groups, p.Groups) || !slices.Equal(s.Capabilities, p.Capabilities) {
+			t.Errorf("service %+v, want %+v", s, p)
+		}
+	}
+}
