@@ -35,7 +35,7 @@ func TestF23_SecondLockNamesTheHolder(t *testing.T) {
 }
 
 func TestF23_LockEndsWithItsProcess(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "run")
 	other := exec.Command("/proc/self/exe")
 	other.Env = append(os.Environ(), envLock+"="+dir)
 	stdin, err := other.StdinPipe() // it lives until we close this

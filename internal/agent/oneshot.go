@@ -85,6 +85,10 @@ func applyLastGood(ctx context.Context, dir, configFile string, cause error) (fi
 }
 
 func applyByDaemon(ctx context.Context, d Desired, force bool) (firewall.Plan, error) {
+	client := control.NewClient(d.Config.RuntimeDir)
+	if _, err := client.Status(ctx); err != nil {
+		return firewall.Plan{}, err
+	}
 	fw, err := firewall.Open(ctx, d.Config.Firewall.Backend)
 	if err != nil {
 		return firewall.Plan{}, err
@@ -94,8 +98,10 @@ func applyByDaemon(ctx context.Context, d Desired, force bool) (firewall.Plan, e
 		return firewall.Plan{}, err
 	}
 	plan := firewall.Diff(d.Rules, got)
-	_, err = control.NewClient(d.Config.RuntimeDir).Apply(ctx, force)
-	return plan, err
+	if _, err = client.Apply(ctx, force); err != nil {
+		return firewall.Plan{}, err
+	}
+	return plan, nil
 }
 
 func applyRules(ctx context.Context, d Desired) (firewall.Plan, error) {

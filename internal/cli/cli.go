@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -92,7 +93,7 @@ func (o *options) exitCode(err error) int {
 		code = exitLocked
 	}
 	if err != nil {
-		fmt.Fprintf(o.errOut, "pghardend: %v\n", err)
+		fmt.Fprintf(o.errOut, "pghardend: %s\n", strings.TrimSpace(err.Error()))
 	}
 	return code
 }

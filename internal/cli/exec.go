@@ -62,6 +62,15 @@ func tellConfigError(report *os.File, err error) {
 	if report == nil {
 		return
 	}
+	line := struct {
+		Step  string `json:"step"`
+		Error string `json:"error"`
+		Code  int    `json:"code"`
+	}{"config", err.Error(), exitExecConfig}
+	text, err := json.Marshal(line)
+	if err != nil {
+		return
+	}
 	// If nobody reads the report, the exit code and standard error still tell.
-	_ = json.NewEncoder(report).Encode(map[string]any{"step": "config", "error": err.Error(), "code": exitExecConfig})
+	_, _ = report.Write(append(text, '\n'))
 }

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"os"
 	"os/signal"
 	"runtime"
@@ -86,6 +87,32 @@ func TestF34_DescriptorsClosedOnExec(t *testing.T) {
 	wantNone(t, checkPassed(fd))
 	wantNone(t, closeDescriptors(0))
 	wantError(t, checkPassed(fd), "not inherited")
+}
+
+// The directory may have been exchanged since the check.
+func TestF28_EnterChecksAgain(t *testing.T) {
+	t.Chdir(t.TempDir()) // puts the directory back at the end
+	dir := t.TempDir()
+	self := Identity{User: "tester", UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wantNone(t, enter(dir, self))
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, enter(dir, self), "chmod 0700")
+	wantError(t, enter(dir+"/missing", self), "missing")
+	wantNone(t, enter("", self))
+	if now, err := os.Getwd(); err != nil || now != "/" {
+		t.Errorf("now in %s: %v", now, err)
+	}
+}
+
+// A process to which nothing was done must not pass for one that is confined.
+func TestReadBackOfAnUnconfinedProcess(t *testing.T) {
+	err := readBack(context.Background(), postgres, 0)
+	wantError(t, err, "uid is", "bounding is", "no_new_privs is 0 after it was set to 1")
 }
 
 func TestOOMScoreLeftAlone(t *testing.T) {

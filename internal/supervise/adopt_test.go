@@ -225,6 +225,14 @@ func TestUpgradedBinaryIsStillOurs(t *testing.T) {
 	if link, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); link != r.Exe+" (deleted)" {
 		t.Fatalf("exe is %s", link)
 	}
+	p, err := openProcess(context.Background(), pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	if f, err := p.facts(context.Background()); err != nil || f.exe.Path != r.Exe {
+		t.Errorf("without a record it would be taken for %+v, %v", f.exe, err)
+	}
 	s, _ = r.run()
 	if st := awaitState(t, s, StateReady); st.PID != pid || !st.Adopted {
 		t.Errorf("%+v", st)

@@ -59,7 +59,7 @@ func StartAgent(ctx context.Context, h *Host, cfg AgentConfig) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a, a.Start()
+	return a, a.Start() //nolint:contextcheck // the daemon outlives ctx
 }
 
 // WriteConfig replaces pghardend.yaml; its Peers are not written.
@@ -102,7 +102,7 @@ func (a *Agent) Start() error {
 	if a.d.running() {
 		return fmt.Errorf("cannot start the agent on %s: it runs", a.host.name)
 	}
-	d, err := startDaemon(a.Command(a.host.bed.ctx, "run"), a.LogPath)
+	d, err := startDaemon(a.Command(context.Background(), "run"), a.LogPath) // its end is that of the bed, which kills it
 	if err != nil {
 		return fmt.Errorf("cannot start the agent on %s: %w", a.host.name, err)
 	}
@@ -191,7 +191,7 @@ func (a *Agent) Restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.Start()
+	return a.Start() //nolint:contextcheck // the daemon outlives ctx
 }
 
 // Signal sends a signal to the daemon.

@@ -27,8 +27,7 @@ type Bed struct {
 	router  *Host
 	hosts   []*Host
 
-	ctx       context.Context // ends with the bed; what runs in it for long is started with this one
-	cancel    context.CancelFunc
+	done      chan struct{} // closed with the bed
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -47,15 +46,15 @@ func New(ctx context.Context, name string, hosts []HostSpec) (*Bed, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bed{name: name, run: r, dir: filepath.Join(r.dir(), name), subnets: p.subnets()}
+	b := &Bed{name: name, run: r, dir: filepath.Join(r.dir(), name), subnets: p.subnets(), done: make(chan struct{})}
 	if err := r.register(b); err != nil {
 		return nil, fmt.Errorf("cannot make test bed %s: %w", name, err)
 	}
-	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := b.build(ctx, p); err != nil {
-		return nil, fmt.Errorf("cannot make test bed %s: %w", name, errors.Join(err, b.Close()))
+		return nil, fmt.Errorf("cannot make test bed %s: %w", name, errors.Join(err, b.Close())) //nolint:contextcheck // removes even if ctx is done
 	}
-	context.AfterFunc(ctx, func() { _ = b.Close() }) // a caller that wants the error calls Close itself and gets the same
+	// A caller that wants the error calls Close, too, and gets the same.
+	context.AfterFunc(ctx, func() { _ = b.Close() }) //nolint:contextcheck // ctx is done by then
 	return b, nil
 }
 
@@ -91,7 +90,7 @@ func (b *Bed) owner(a netip.Addr) *Host {
 // Close kills everything that runs in the bed and removes it. It may be called more than once.
 func (b *Bed) Close() error {
 	b.closeOnce.Do(func() {
-		b.cancel()
+		close(b.done)
 		all := b.hosts
 		if b.router != nil {
 			all = append(all, b.router)
@@ -102,8 +101,7 @@ func (b *Bed) Close() error {
 			names = append(names, h.netnsName)
 			errs = append(errs, h.close())
 		}
-		// Not b.ctx, which is done: the removal itself must run.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), 2*killWait)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*killWait)
 		defer cancel()
 		errs = append(errs, removeNamespaces(ctx, netnsDir, names), os.RemoveAll(b.dir))
 		b.run.forget(b)

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connectWait bounds Connect and UDPEcho if ctx has no deadline: longer than the first retransmission of a SYN (1 s).
+// connectWait bounds Connect and UDPEcho, unless ctx ends sooner: longer than the first retransmission of a SYN (1 s).
 const connectWait = 1500 * time.Millisecond
 
 // Verdict is what a program experiences when it connects.
@@ -50,7 +50,7 @@ func verdictOf(err error) (Verdict, error) {
 
 // Connect opens a TCP connection and closes it again.
 func (h *Host) Connect(ctx context.Context, to netip.AddrPort) (Verdict, error) {
-	ctx, cancel := withWait(ctx, connectWait)
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
 	conn, err := h.Dial(ctx, "tcp", to)
 	if err == nil {
@@ -65,7 +65,7 @@ func (h *Host) Connect(ctx context.Context, to netip.AddrPort) (Verdict, error) 
 
 // UDPEcho sends one datagram, which the other side should send back.
 func (h *Host) UDPEcho(ctx context.Context, to netip.AddrPort) (Verdict, error) {
-	ctx, cancel := withWait(ctx, connectWait)
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
 	v, err := verdictOf(h.udpEcho(ctx, to))
 	if err != nil {
@@ -161,15 +161,14 @@ func (h *Host) ServeTCP(ctx context.Context, at netip.AddrPort) (*Server, error)
 				return
 			}
 			s.count.Add(1)
+			stop := h.bed.closeAtEnd(conn)
 			go func() {
-				defer conn.Close()
-				stop := context.AfterFunc(h.bed.ctx, func() { conn.Close() })
 				defer stop()
-				_, _ = io.Copy(conn, conn)
+				_, _ = io.Copy(conn, conn) // the other side may end it as it likes
 			}()
 		}
 	})
-	context.AfterFunc(h.bed.ctx, func() { l.Close() })
+	h.bed.closeAtEnd(l)
 	return s, nil
 }
 
@@ -197,6 +196,19 @@ func (h *Host) ServeUDP(ctx context.Context, at netip.AddrPort) (*Server, error)
 			_, _ = conn.WriteTo(buf[:n], from)
 		}
 	})
-	context.AfterFunc(h.bed.ctx, func() { conn.Close() })
+	h.bed.closeAtEnd(conn)
 	return s, nil
+}
+
+// closeAtEnd closes c when the bed is closed, or when the returned function is called.
+func (b *Bed) closeAtEnd(c io.Closer) (now func()) {
+	stop := make(chan struct{})
+	go func() {
+		select {
+		case <-b.done:
+		case <-stop:
+		}
+		_ = c.Close() // it may be closed already
+	}()
+	return sync.OnceFunc(func() { close(stop) })
 }

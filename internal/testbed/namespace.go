@@ -103,7 +103,7 @@ func kill(pid int, inodes map[uint64]bool, deadline time.Time) error {
 	if err != nil {
 		return fmt.Errorf("cannot open process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing was written
 	if !inodes[netnsOf(pid)] {
 		return nil
 	}

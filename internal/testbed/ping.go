@@ -40,8 +40,9 @@ func (h *Host) Ping(ctx context.Context, to netip.Addr, n int) (Echo, error) {
 	if err != nil {
 		return Echo{}, fmt.Errorf("cannot ping %s from %s: %w", to, h.name, err)
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	end := func() { _ = conn.Close() } // more than once, perhaps
+	defer end()
+	stop := context.AfterFunc(ctx, end)
 	defer stop()
 	id := int(sourcePort())
 	replies := make(chan int, 1)
@@ -50,7 +51,7 @@ func (h *Host) Ping(ctx context.Context, to netip.Addr, n int) (Echo, error) {
 	e, err := sendEchoes(conn, to, id, n)
 	close(sent)
 	if e.Sent == 0 {
-		conn.Close()
+		end()
 	}
 	e.Replies = <-replies
 	if ctx.Err() != nil {

@@ -157,7 +157,8 @@ func (c *Cluster) Start(ctx context.Context, h *Host) error {
 		return errors.New("cannot start PostgreSQL: it runs")
 	}
 	argv := c.Command()
-	d, err := startDaemon(h.CommandAs(c.bed.ctx, c.User, argv[0], argv[1:]...), c.log)
+	cmd := h.CommandAs(context.WithoutCancel(ctx), c.User, argv[0], argv[1:]...) // its end is that of the bed, which kills it
+	d, err := startDaemon(cmd, c.log)
 	if err != nil {
 		return fmt.Errorf("cannot start PostgreSQL: %w", err)
 	}

@@ -180,25 +180,13 @@ func (p Probe) marshal() []byte {
 
 // sum fills in the transport checksum where the protocol has one.
 func (p Probe) sum(body []byte) {
-	at, pseudo := 0, true
-	switch p.Proto {
-	case ProtoTCP:
-		at = 16
-	case ProtoUDP:
-		at = 6
-	case ProtoICMP:
-		at, pseudo = 2, false
-	case ProtoICMPv6:
-		at = 2
-	default:
-		return
-	}
-	if len(body) < at+2 {
+	at, ok := map[uint8]int{ProtoTCP: 16, ProtoUDP: 6, ProtoICMP: 2, ProtoICMPv6: 2}[p.Proto]
+	if !ok || len(body) < at+2 {
 		return
 	}
 	binary.BigEndian.PutUint16(body[at:], 0)
 	whole := body
-	if pseudo {
+	if p.Proto != ProtoICMP {
 		whole = append(p.pseudoHeader(len(body)), body...)
 	}
 	sum := checksum(whole)

@@ -169,7 +169,7 @@ func (h *Host) transmit(ctx context.Context, o *Outcome, to netip.Addr, raw [][]
 		if err != nil {
 			return fmt.Errorf("cannot open a raw socket: %w", err)
 		}
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }() // what was sent is sent
 		sa, err := h.sockaddr(to)
 		if err != nil {
 			return err

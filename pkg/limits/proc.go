@@ -2,15 +2,19 @@ package limits
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Read returns all limits of a live process as /proc/PID/limits has them. The
 // soft nofile limit of a running Go program is the one the runtime raised, not
-// the one its children will have.
+// the one its children will have. The error wraps os.ErrProcessDone if there
+// is no such process.
 func Read(ctx context.Context, pid int) (Set, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("cannot read the limits of process %d: %w", pid, err)
@@ -19,6 +23,10 @@ func Read(ctx context.Context, pid int) (Set, error) {
 		return nil, fmt.Errorf("cannot read the limits of process %d: not a process id", pid)
 	}
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
+	// It was gone before the open, between open and read, or during the read.
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || (err == nil && len(data) == 0) {
+		err = os.ErrProcessDone
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the limits of process %d: %w", pid, err)
 	}

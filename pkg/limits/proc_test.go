@@ -82,8 +82,8 @@ func TestReadErrors(t *testing.T) {
 	if _, err := Read(context.Background(), 0); err == nil {
 		t.Error("pid 0 was accepted")
 	}
-	if _, err := Read(context.Background(), 1<<30); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a process that is not there: %v, want ErrNotExist", err)
+	if _, err := Read(context.Background(), 1<<30); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("a process that is not there: %v, want ErrProcessDone", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

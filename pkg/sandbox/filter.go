@@ -77,12 +77,16 @@ func build(p Profile, m machine) ([]bpf.RawInstruction, error) {
 		return nil, err
 	}
 	for _, r := range p.rules {
-		nr, ok, err := number(r.syscall, m)
-		if err != nil {
+		if _, ok, err := number(r.syscall, m); err != nil {
 			return nil, err
-		}
-		if !ok {
+		} else if !ok {
 			continue
+		}
+		// libseccomp wants the number of the machine it runs on, whatever the
+		// program is for, and translates it.
+		nr, err := seccomp.GetSyscallFromName(r.syscall)
+		if err != nil {
+			return nil, fmt.Errorf("system call %s: %w", r.syscall, err)
 		}
 		// Exact: libseccomp is to refuse a rule it would have to change.
 		if err := ctx.AddRuleConditionalExact(nr, r.action, r.conds); err != nil {

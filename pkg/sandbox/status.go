@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Status is what the kernel says about a process in /proc/PID/status, as far as
@@ -29,7 +31,7 @@ type Status struct {
 }
 
 // ReadStatus reads the status of a process, or of the calling thread if pid is 0.
-// The error wraps os.ErrNotExist if there is no such process.
+// The error wraps os.ErrProcessDone if the process is gone or has exited.
 func ReadStatus(ctx context.Context, pid int) (Status, error) {
 	file := "/proc/thread-self/status" // Linux 3.17
 	if pid != 0 {
@@ -39,6 +41,10 @@ func ReadStatus(ctx context.Context, pid int) (Status, error) {
 		return Status{}, fmt.Errorf("cannot read %s: %w", file, err)
 	}
 	data, err := os.ReadFile(file)
+	// ESRCH: it exited between open and read.
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return Status{}, fmt.Errorf("cannot read %s: %w", file, os.ErrProcessDone)
+	}
 	if err != nil {
 		return Status{}, fmt.Errorf("cannot read the status of a process: %w", err)
 	}
@@ -75,8 +81,9 @@ var statusFields = map[string]statusField{
 }
 
 // ParseStatus reads the text of /proc/PID/status. Every line that Status has a
-// field for must be there once; others are passed over. Umask is missing for a
-// process that has exited (a zombie).
+// field for must be there once; others are passed over. The error wraps
+// os.ErrProcessDone for a process that has exited and waits for its parent (a
+// zombie): it has no Umask any more.
 func ParseStatus(data []byte) (Status, error) {
 	var s Status
 	seen := map[string]bool{}
@@ -112,7 +119,7 @@ func missingFields(seen map[string]bool) error {
 	case len(missing) == 0:
 		return nil
 	case slices.Equal(missing, []string{"Umask"}):
-		return errors.New("no Umask: the process has exited and waits for its parent")
+		return fmt.Errorf("no Umask: %w", os.ErrProcessDone)
 	default:
 		return fmt.Errorf("no %s: needs Linux 5.9 with CONFIG_SECCOMP_FILTER", strings.Join(missing, ", "))
 	}

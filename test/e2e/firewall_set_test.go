@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -100,6 +101,44 @@ func (b *fwBed) rewriteAll() firewall.Plan {
 		got.Sets[name] = set
 	}
 	return firewall.Diff(b.want, got)
+}
+
+// F9, F10: another tool writes rules at the same time. Neither loses anything.
+func TestF10_ForeignWriterAtTheSameTime(t *testing.T) {
+	const rules = 50
+	fwBackends(t, func(t *testing.T, b *fwBed) {
+		b.reconcile()
+		all := b.rewriteAll()
+		written := make(chan error, 1)
+		go func() {
+			written <- b.node.Do(func() error { // not by a shell in the node: that has a lock file of its own
+				for i := range rules {
+					args := []string{"-w", "20", "-A", "INPUT", "-s", fmt.Sprintf("192.0.2.%d", i), "-j", "DROP"}
+					if out, err := exec.Command("iptables-"+b.backend, args...).CombinedOutput(); err != nil {
+						return fmt.Errorf("foreign rule %d: %w: %s", i, err, out)
+					}
+				}
+				return nil
+			})
+		}()
+		for done := false; !done; {
+			if err := b.apply(all); err != nil {
+				t.Errorf("rewrite: %v", err)
+			}
+			select {
+			case err := <-written:
+				fwMust(t, err)
+				done = true
+			default:
+			}
+		}
+		if n := strings.Count(b.sh("$I4 -S INPUT"), "192.0.2."); n != rules {
+			t.Errorf("%d of %d foreign rules are there", n, rules)
+		}
+		if p := b.plan(); !p.Empty() {
+			t.Errorf("left to do:\n%s", p)
+		}
+	})
 }
 
 // Invariant 3: while all chains are rewritten and all sets are swapped 200

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -45,6 +46,7 @@ type launchInput struct {
 	OOMScoreAdj  *int
 	Profile      string // text of a seccomp profile; "": the one of postgres
 	NoSeccomp    bool   // play a kernel without seccomp filters
+	Busy         bool   // keep all threads busy, so that goroutines move between them
 }
 
 // launchNoSeccomp makes seccomp(2) and prctl(2) answer this process the way a
@@ -139,6 +141,16 @@ func launchExec(file string) error {
 	if in.NoSeccomp {
 		if err := launchNoSeccomp(); err != nil {
 			return err
+		}
+	}
+	if in.Busy {
+		for range 4 * runtime.GOMAXPROCS(0) {
+			go func() {
+				for {
+					unix.Getppid()
+					runtime.Gosched()
+				}
+			}()
 		}
 	}
 	return launch.Exec(context.Background(), spec, os.NewFile(launchReportFD, "report"))

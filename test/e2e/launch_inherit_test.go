@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pghardend/pghardend/internal/launch"
 	"github.com/pghardend/pghardend/pkg/limits"
@@ -253,5 +254,35 @@ func TestLaunchVerifyVanished(t *testing.T) {
 	}
 	if _, err := launch.Tree(context.Background(), r.pid); !errors.Is(err, launch.ErrVanished) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Processes that begin and end all the time are either seen whole or not at all.
+func TestLaunchVerifyChurn(t *testing.T) {
+	in := launchInput{User: "nobody", Command: []string{"/usr/bin/dash", "-c", "(while :; do /usr/bin/cat /proc/self/maps /proc/self/status >/dev/null; done) & /usr/bin/cat; kill $!"}}
+	spec, err := in.spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := launchLive(t, in)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for seen := map[int]bool{}; len(seen) < 100; {
+		pids, err := launch.Tree(ctx, root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range pids {
+			seen[pid] = true
+			findings, err := launch.Verify(ctx, spec, pid)
+			if err != nil && !errors.Is(err, launch.ErrVanished) {
+				t.Fatal(err)
+			}
+			for _, f := range findings {
+				if !f.OK {
+					t.Fatalf("a confined process fails: %+v", f)
+				}
+			}
+		}
 	}
 }

@@ -28,6 +28,16 @@ func TestLaunchConfines(t *testing.T) {
 	}
 }
 
+// Most of what is given away belongs to a thread. With all threads busy, a launch
+// that is not tied to one of them ends up half on another.
+func TestLaunchStaysOnOneThread(t *testing.T) {
+	for range 5 {
+		in := launchStatus()
+		in.Busy = true
+		launchRun(t, in).works(t).wantFields(t, "CapBnd", launchNoCaps, "NoNewPrivs", "1", "Seccomp", "2")
+	}
+}
+
 func TestF26_LaunchUser(t *testing.T) {
 	for name, c := range map[string]struct {
 		user  string

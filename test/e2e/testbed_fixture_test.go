@@ -29,7 +29,7 @@ func gone(path string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return fmt.Errorf("%s is there (%v)", path, err)
+	return errors.Join(fmt.Errorf("%s is there", path), err)
 }
 
 // Close ends what runs in the bed, children that left their parent and ignore signals included, and leaves nothing.

@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pghardend/pghardend/internal/agent"
+	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/pkg/firewall"
+)
+
+func TestExitCode(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		code int
+		text string
+	}{
+		{nil, 0, ""},
+		{errors.New("no"), 1, "pghardend: no\n"},
+		{&codeError{code: exitChanges}, 2, ""},
+		{fmt.Errorf("x: %w", &codeError{code: 77, err: errors.New("no")}), 77, "pghardend: no\n"},
+		{fmt.Errorf("x: %w", agent.ErrLocked), 5, "pghardend: x: another pghardend is at work\n"},
+	} {
+		var out bytes.Buffer
+		o := &options{errOut: &out}
+		if code := o.exitCode(tt.err); code != tt.code || out.String() != tt.text {
+			t.Errorf("%v: %d %q, want %d %q", tt.err, code, out.String(), tt.code, tt.text)
+		}
+	}
+}
+
+func TestPrintVerification(t *testing.T) {
+	finding := launch.Finding{PID: 7, Layer: "seccomp", Check: "mode", Want: "2", Got: "2", OK: true}
+	bad := launch.Finding{PID: 8, Layer: "seccomp", Check: "mode", Want: "2", Got: "0"}
+	services := []agent.VerifiedSvc{{Name: "postgres", PID: 7, Processes: 2}}
+	for _, tt := range []struct {
+		v    agent.Verification
+		want string
+	}{
+		{agent.Verification{OK: true}, "all 0 checks passed; rules and sets equal the plan\n"},
+		{agent.Verification{OK: true, Services: services, Findings: []launch.Finding{finding}}, `PID  LAYER    CHECK  WANT  GOT  OK
+7    seccomp  mode   2     2    yes
+service postgres: 2 processes, the first is 7
+all 1 checks passed; rules and sets equal the plan
+`},
+		{agent.Verification{Services: services, Findings: []launch.Finding{finding, bad}, Problems: []string{"process 8: seccomp mode is 0, not 2", "netfilter: differs\n"}}, `PID  LAYER    CHECK  WANT  GOT  OK
+7    seccomp  mode   2     2    yes
+8    seccomp  mode   2     0    NO
+service postgres: 2 processes, the first is 7
+! process 8: seccomp mode is 0, not 2
+! netfilter: differs
+`},
+	} {
+		var out bytes.Buffer
+		o := &options{out: &out}
+		if err := o.printVerification(tt.v); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(tt.want, out.String()); d != "" {
+			t.Errorf("(-want +got)\n%s", d)
+		}
+	}
+}
+
+func TestPrintPlan(t *testing.T) {
+	plan := firewall.Plan{Changes: []firewall.Change{{Resource: "chain", Family: "ipv4", Name: "PGHARDEND-IN", Problem: "differs", Lines: []string{"+ -j DROP"}}}}
+	for _, tt := range []struct {
+		plan firewall.Plan
+		json bool
+		want string
+	}{
+		{firewall.Plan{}, false, "nothing to do\n"},
+		{firewall.Plan{}, true, "{\n  \"changes\": [],\n  \"foreign\": []\n}\n"},
+		{plan, false, "ipv4 chain PGHARDEND-IN: differs\n  + -j DROP\n"},
+	} {
+		var out bytes.Buffer
+		o := &options{out: &out, json: tt.json}
+		if err := o.printPlan(tt.plan, "nothing to do"); err != nil || out.String() != tt.want {
+			t.Errorf("%q, %v, want %q", out.String(), err, tt.want)
+		}
+	}
+}
+
+func TestFirstLines(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", ""},
+		{"1\n2", "1\n2"},
+		{"1\n2\n3", "1\n2\n3"}, // one more is shown, it takes no more room than to say so
+		{"1\n2\n3\n4", "1\n2\n… 2 more lines"},
+	} {
+		if got := firstLines(tt.text, 2); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.text, got, tt.want)
+		}
+	}
+}
+
+func TestLoggerIsJSONWithoutATerminal(t *testing.T) {
+	var out bytes.Buffer
+	(&options{errOut: &out}).logger(&out).Info("started", "node", "pg-0")
+	if !strings.HasPrefix(out.String(), `{"time":`) || !strings.Contains(out.String(), `"node":"pg-0"`) {
+		t.Errorf("%s", out.String())
+	}
+}
+
+// The supervisor reads one line of JSON, whatever step it was.
+func TestConfigErrorIsReported(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	tellConfigError(w, errors.New("pghardend.yaml:3: \"no\""))
+	tellConfigError(nil, errors.New("nobody listens"))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if want := `{"step":"config","error":"pghardend.yaml:3: \"no\"","code":70}` + "\n"; err != nil || string(got) != want {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+}
