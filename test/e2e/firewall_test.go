@@ -23,6 +23,34 @@ func TestFirewallApplyOnEmptyNamespace(t *testing.T) {
 	})
 }
 
+// The longest names, the most ports, rates that are no round numbers, and
+// addresses that are printed in more than one way all come back from the kernel
+// as they went in.
+func TestFirewallExtremesReadBack(t *testing.T) {
+	long := strings.Repeat("x", 24)
+	var ports []uint16
+	for i := range uint16(15) {
+		ports = append(ports, 65535-i)
+	}
+	flows := []firewall.Flow{
+		{Name: strings.Repeat("n", 32), Proto: firewall.ProtoTCP, Ports: ports, From: []string{long, "postgres"}, To: []string{"postgres", long}},
+		{Name: "udp", Proto: firewall.ProtoUDP, Ports: ports, From: []string{"postgres"}, To: []string{"postgres"}},
+	}
+	for _, rate := range []int{1, 2, 3, 5, 7, 60, 999, 1000} {
+		name := fmt.Sprintf("%s%04d", strings.Repeat("e", 28), rate)
+		flows = append(flows, firewall.Flow{Name: name, Proto: firewall.ProtoEcho, Rate: rate, From: []string{long}, To: []string{"postgres"}})
+	}
+	fwBackends(t, func(t *testing.T, b *fwBed) {
+		b.want = fwRender(t, firewall.Spec{Role: "postgres", Flows: flows, Members: map[string][]netip.Prefix{
+			long:       fwPrefixes("0.0.0.0/1", "10.0.0.0/31", "::a00:1/128", "::a00:0/120", "8000::/1", "64:ff9b::a00:1/128"),
+			"postgres": fwPrefixes("255.255.255.255/32", "::1/128", "10.0.0.0/8", "10.1.0.0/16"),
+		}})
+		b.reconcile()
+		b.sh("ipset flush")
+		b.reconcile() // the swap, by the longest names there are
+	})
+}
+
 func TestFirewallKeepsForeignState(t *testing.T) {
 	fwBackends(t, func(t *testing.T, b *fwBed) {
 		b.sh(fwForeign)
