@@ -19,9 +19,11 @@
 // of the steps is read back from /proc/thread-self/status before execve, and
 // again by Verify from the process that came out of it.
 //
-// Credentials, capabilities, no_new_privs and seccomp belong to a thread.
-// Exec therefore locks its goroutine to the thread that calls execve; the
-// kernel ends all other threads there and then.
+// Credentials, capabilities, no_new_privs and seccomp belong to a thread. Exec
+// therefore ties the work to one thread, which gives everything up and calls
+// execve; the kernel ends all others there and then. They stay as they are until
+// that moment, so a failure can be reported whatever the limits and the filter
+// forbid. Nothing of the service runs before.
 //
 // A failure is written to the report file as one line of JSON,
 //

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -19,8 +20,8 @@ import (
 // to report (if not nil). The process is then in no defined state; the caller
 // must exit with Error.Code. The context is looked at between the steps.
 func Exec(ctx context.Context, spec Spec, report *os.File) error {
-	// A collection would want helper threads, which the limits of the service
-	// may no longer allow, and the runtime dies if it does not get them.
+	// A collection would want memory and helper threads, which the limits of the
+	// service may no longer allow, and the runtime dies if it does not get them.
 	debug.SetGCPercent(-1)
 	if report != nil {
 		// Its end must be the end of this program, even where LISTEN_FDS would
@@ -113,8 +114,12 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 	}
 }
 
-// setIdentity takes over uid, gid and groups. The syscall package makes these
-// calls on all threads of the process, so that none stays behind as root.
+// setIdentity takes over uid, gid and groups, on this thread only and therefore
+// with the plain system calls: functions of the syscall package would change all
+// threads. The others end with execve and are better off as root until then. They
+// would count as processes of the service's user, so that one near its limit
+// would be refused, and the runtime, which dies if it cannot make a thread, could
+// die before it has said why.
 func setIdentity(id Identity, keep sandbox.CapSet) error {
 	if keep != 0 {
 		// The permitted set would be cleared with the last uid 0. execve
@@ -123,19 +128,19 @@ func setIdentity(id Identity, keep sandbox.CapSet) error {
 			return err
 		}
 	}
-	groups := make([]int, 0, len(id.Groups))
-	for _, g := range id.Groups {
-		groups = append(groups, int(g))
+	var groups unsafe.Pointer
+	if len(id.Groups) > 0 {
+		groups = unsafe.Pointer(&id.Groups[0])
 	}
-	if err := syscall.Setgroups(groups); err != nil {
-		return fmt.Errorf("cannot set the groups to %v: %w", groups, err)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(id.Groups)), uintptr(groups), 0); errno != 0 {
+		return fmt.Errorf("cannot set the groups to %v: %w", id.Groups, errno)
 	}
-	gid, uid := int(id.GID), int(id.UID)
-	if err := syscall.Setresgid(gid, gid, gid); err != nil {
-		return fmt.Errorf("cannot set the gid to %d: %w", gid, err)
+	gid, uid := uintptr(id.GID), uintptr(id.UID)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
+		return fmt.Errorf("cannot set the gid to %d: %w", gid, errno)
 	}
-	if err := syscall.Setresuid(uid, uid, uid); err != nil {
-		return fmt.Errorf("cannot set the uid to %d: %w", uid, err)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
+		return fmt.Errorf("cannot set the uid to %d: %w", uid, errno)
 	}
 	return nil
 }

@@ -149,6 +149,19 @@ func TestRecordOfAnotherProcess(t *testing.T) {
 	}
 }
 
+func TestRecordThatOthersMayWrite(t *testing.T) {
+	r := newRig(t, "-")
+	bystander := startSleep(t, "/")
+	r.forge(bystander, func(*record) {})
+	if err := os.Chmod(r.Record, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := r.run()
+	if st := awaitState(t, s, StateReady); st.Adopted || st.PID == bystander {
+		t.Errorf("%+v; %d is a bystander", st, bystander)
+	}
+}
+
 // The record is right but the process has become something else.
 func TestRecordedProcessRunsSomethingElse(t *testing.T) {
 	r := newRig(t, "-")

@@ -48,7 +48,7 @@ func (execRunner) find(name string) (string, error) {
 const (
 	// commandTimeout bounds one iptables or ipset command; a restore of 10,000
 	// members takes well under a second.
-	commandTimeout = 30 * time.Second
+	commandTimeout = 10 * time.Second
 	// outputWait bounds the wait for a killed command's children to close its output.
 	outputWait = time.Second
 )

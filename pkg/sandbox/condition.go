@@ -117,18 +117,6 @@ func alwaysHolds(c seccomp.ScmpCondition) bool {
 	}
 }
 
-// near returns values at and around the edges of a condition, among them one
-// that differs from the edge in the upper half of the register only: a call that
-// takes 32 bits does not see that half, a filter does.
-func near(c seccomp.ScmpCondition) []uint64 {
-	edge := c.Operand1
-	if c.Op == seccomp.CompareMaskedEqual {
-		lowest := c.Operand1 & -c.Operand1
-		return []uint64{c.Operand2, c.Operand2 ^ lowest, c.Operand2 | ^c.Operand1, ^c.Operand2}
-	}
-	return []uint64{edge, edge - 1, edge + 1, edge ^ 1<<32, edge ^ 1<<63}
-}
-
 // checkOverlap refuses two rules on one system call that say different things
 // about the same arguments. Which of them libseccomp would follow depends on how
 // it happens to order them, and a rule without conditions silently takes the

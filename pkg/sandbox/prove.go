@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
+	"slices"
 
 	seccomp "github.com/seccomp/libseccomp-golang"
 	"golang.org/x/net/bpf"
@@ -103,14 +103,18 @@ func prove(p Profile, m machine, prog []bpf.RawInstruction) error {
 		return errors.New("none of its system calls exists on this architecture")
 	}
 	for nr, rules := range byNumber {
-		for _, args := range probes(rules) {
+		tries, err := probes(rules)
+		if err != nil {
+			return fmt.Errorf("%s: %w", rules[0].syscall, err)
+		}
+		for _, args := range tries {
 			got, err := run.verdict(m.audit, nr, args)
 			if err != nil {
 				return err
 			}
 			if want := returnValue(decide(rules, p.def, args)); got != want {
-				return fmt.Errorf("%s with arguments %#x gives %#x, want %#x: libseccomp misread the profile",
-					rules[0].syscall, args, got, want)
+				return fmt.Errorf("%s with arguments %#x gives %#x, want %#x: libseccomp misread the profile: "+
+					"write the conditions on %s in another way", rules[0].syscall, args, got, want, rules[0].syscall)
 			}
 		}
 		if err := proveForeign(run, m, nr); err != nil {
@@ -154,27 +158,72 @@ func rulesByNumber(p Profile, m machine) (map[uint32][]rule, error) {
 	return byNumber, nil
 }
 
-// probes returns arguments to try on the rules of one system call: for every
-// rule arguments that meet all its conditions, and for every condition the same
-// with values around its edge. Arguments without a condition are all zeros and
-// all ones in turn.
-func probes(rules []rule) []callArgs {
-	var tries []callArgs
-	for _, fill := range []uint64{0, math.MaxUint64} {
-		for _, r := range rules {
-			args := callArgs{fill, fill, fill, fill, fill, fill}
-			for _, c := range r.conds {
-				args[c.Argument], _ = example(c) // parseArg has seen to it that there is one
+// maxProbes bounds the arguments tried on one system call: some tenths of a
+// second of work.
+const maxProbes = 1 << 18
+
+// unchecked is the value tried for an argument that no rule looks at.
+const unchecked = 0x5a5a5a5a_5a5a5a5a
+
+// probes returns arguments to try on the rules of one system call: every
+// combination of values around the edges of the conditions on each argument.
+// Less would not do: libseccomp gets single rules right, and sometimes not what
+// lies between several rules on several arguments.
+func probes(rules []rule) ([]callArgs, error) {
+	tries := []callArgs{{}}
+	for i := range uint(maxArgs) {
+		values := edges(rules, i)
+		if len(tries)*len(values) > maxProbes {
+			return nil, errors.New("too many conditions on too many arguments to try their combinations: use fewer")
+		}
+		next := make([]callArgs, 0, len(tries)*len(values))
+		for _, args := range tries {
+			for _, v := range values {
+				args[i] = v
+				next = append(next, args)
 			}
-			tries = append(tries, args)
-			for _, c := range r.conds {
-				for _, v := range near(c) {
-					other := args
-					other[c.Argument] = v
-					tries = append(tries, other)
-				}
+		}
+		tries = next
+	}
+	return tries, nil
+}
+
+// edges returns the values to try for one argument. A program compares the two
+// halves of a register one after the other, so values around the edges of the
+// halves are combined: this covers what a call of 32 bits does not see but a
+// filter does, and edges of different conditions mixed up.
+func edges(rules []rule, index uint) []uint64 {
+	var low, high []uint32
+	for _, r := range rules {
+		for _, c := range r.conds {
+			if c.Argument == index {
+				low = append(low, around(c, 0)...)
+				high = append(high, around(c, 32)...)
 			}
 		}
 	}
-	return tries
+	if low == nil {
+		return []uint64{unchecked}
+	}
+	slices.Sort(low)
+	slices.Sort(high)
+	var values []uint64
+	for _, h := range slices.Compact(high) {
+		for _, l := range slices.Compact(low) {
+			values = append(values, uint64(h)<<32|uint64(l))
+		}
+	}
+	return values
+}
+
+// around returns values at and next to the edge of a condition on one half of a
+// register: shift is 0 for the low half, 32 for the high one.
+func around(c seccomp.ScmpCondition, shift uint) []uint32 {
+	edge := uint32(c.Operand1 >> shift)
+	if c.Op != seccomp.CompareMaskedEqual {
+		return []uint32{edge - 1, edge, edge + 1}
+	}
+	mask, value := edge, uint32(c.Operand2>>shift)
+	lowest := mask & -mask
+	return []uint32{value, value ^ lowest, value | ^mask, ^value}
 }

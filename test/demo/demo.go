@@ -153,9 +153,8 @@ func (d *demo) outward(ctx context.Context, sibling netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	defer server.Close()
 	_, err = d.node.Connect(ctx, netip.AddrPortFrom(sibling, 5432))
-	if err != nil {
+	if err := errors.Join(err, server.Close()); err != nil {
 		return err
 	}
 	d.observe("pg-0", fmt.Sprintf("connect to port 5432 of %v", sibling), fmt.Sprintf("%d connections", server.Received()), "0 connections")
