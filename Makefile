@@ -28,7 +28,7 @@ RUN ?=
 FUZZTIME ?= 20s
 KEEP ?=
 
-.PHONY: help root deps deps-build deps-unit build test test-unit test-e2e lint fuzz bench demo clean
+.PHONY: help root deps deps-build deps-unit build test test-unit test-e2e lint fuzz demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,11 +76,6 @@ $(GOLANGCI):
 
 fuzz: deps-build ## every fuzz target for FUZZTIME (20s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
-
-bench: deps-build ## every benchmark
-	@dirs=$$({ grep -rl --include='*_test.go' '^func Benchmark' . || true; } | xargs -r -n1 dirname | sort -u); \
-	[[ -n $$dirs ]] || { echo 'bench: no benchmarks yet'; exit 0; }; \
-	$(GO) test -run '^$$' -bench . -benchmem $$dirs
 
 demo: root deps build ## one VM, a peer, a sibling tenant: who could connect, what confines postgres (as root); KEEP=1 keeps them
 	@KEEP=$(KEEP) $(GO) run ./test/demo

@@ -10,7 +10,7 @@ for package in $(go list ./...); do
     for target in $(grep '^Fuzz' <<<"$targets" || true); do
         echo "== $package $target"
         count=$((count + 1))
-        go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-20s}" "$package" || failed+=("$package $target")
+        go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-20s}" -fuzzminimizetime 5s "$package" || failed+=("$package $target")
     done
 done
 

@@ -22,6 +22,7 @@ type thing struct {
 	looks  []time.Time // when Plan was called
 	writes int
 
+	lag   time.Duration                                                  // from reading to the answer
 	look  func(ctx context.Context)                                      // called by Plan, before it reads
 	plan  func(ctx context.Context, have string) (Plan, error)           // instead of comparing
 	write func(ctx context.Context, writes int) (have string, err error) // instead of writing want
@@ -41,6 +42,14 @@ func (r *thing) Plan(ctx context.Context) (Plan, error) {
 	if look != nil {
 		look(ctx)
 	}
+	plan, err := r.compare(ctx)
+	if r.lag > 0 {
+		<-time.After(r.lag)
+	}
+	return plan, err
+}
+
+func (r *thing) compare(ctx context.Context) (Plan, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.looks = append(r.looks, time.Now())

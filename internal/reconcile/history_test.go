@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -74,6 +75,20 @@ func TestHistoryIsBounded(t *testing.T) {
 	}
 	if len(events) != maxEvents || events[maxEvents-1].What != fmt.Sprint(3*maxEvents-1) {
 		t.Errorf("%d events, the last is %+v", len(events), events[len(events)-1])
+	}
+}
+
+// Somebody may still be reading the history that an older snapshot has.
+func TestHistoryOfAnOlderSnapshotStays(t *testing.T) {
+	at := time.Unix(1, 0)
+	older := []Event{{Resource: "rules", What: "a", Error: "1"}, {Resource: "rules", What: "b", Error: "2"}, {Resource: "limits", What: "c", Repaired: at}}
+	want := slices.Clone(older)
+	newer := settle(record(older, Event{Resource: "rules", What: "a", Error: "3"}), "rules", at)
+	if !slices.Equal(older, want) {
+		t.Errorf("changed to %+v", older)
+	}
+	if len(newer) != 3 || newer[2].What != "a" || newer[2].Error != "3" || newer[0].Repaired != at {
+		t.Errorf("newer: %+v", newer)
 	}
 }
 

@@ -36,12 +36,11 @@ func TestFirstPassBringsTheDesiredState(t *testing.T) {
 func TestDriftIsRepairedAndDated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const lookTime = 30 * time.Millisecond // to read the kernel's state takes a while
-		rules := &thing{name: "rules", want: "v1", have: "v1"}
-		rules.look = func(context.Context) { <-time.After(lookTime) }
+		rules := &thing{name: "rules", want: "v1", have: "v1", lag: lookTime}
 		b := start(t, newSource(rules))
 		after(lookTime)
 
-		after(interval + lookTime/2) // amid the second look
+		after(interval + lookTime/2) // the second look has read, and has not answered yet
 		drifted := time.Now()
 		rules.set("flushed")
 		after(interval * 2)
@@ -138,9 +137,10 @@ func TestRetryDelayGrowsUpToTheInterval(t *testing.T) {
 
 func TestRetryDelayBeginsAnewAfterARepair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var broken atomic.Bool
 		rules := &thing{name: "rules", want: "v1"}
 		rules.write = func(_ context.Context, writes int) (string, error) {
-			if writes < 10 {
+			if writes < 10 || broken.Load() {
 				return "", errors.New("no")
 			}
 			return "v1", nil
@@ -157,6 +157,15 @@ func TestRetryDelayBeginsAnewAfterARepair(t *testing.T) {
 		after(10 * interval)
 		if n := len(rules.looked()) - looks; n != 10 {
 			t.Errorf("%d looks in ten intervals when all is well", n)
+		}
+
+		broken.Store(true)
+		rules.set("flushed")
+		after(2 * interval)
+		b.stop()
+		all := rules.looked()[looks+10:]
+		if gap := all[2].Sub(all[1]); gap > 2*firstRetry {
+			t.Errorf("the first retry of a new failure after %v", gap)
 		}
 	})
 }
