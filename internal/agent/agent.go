@@ -56,22 +56,27 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 	if err != nil {
 		return err
 	}
-	a := &Agent{
-		version: version, log: log, fw: fw, source: source,
-		notify:   newNotifier(log),
-		services: map[string]*supervise.Supervisor{},
-	}
-	first := source.current // the source goes on writing to its own
-	a.desired.Store(&first)
-	source.resources = a.resources
-	source.accepted = a.accept
-	a.loop = reconcile.New(source, pollInterval(cfg.Reconcile.Interval, log), log, a.afterPass)
+	a := newAgent(source, fw, version, log)
 	server, err := control.Listen(ctx, cfg.RuntimeDir, a, log)
 	if err != nil {
 		return err
 	}
 	log.Info("started", "version", version, "node", cfg.Node, "backend", fw.Backend())
 	return a.runAll(ctx, server, reload)
+}
+
+func newAgent(source *fileSource, fw *firewall.Firewall, version string, log *slog.Logger) *Agent {
+	a := &Agent{
+		version: version, log: log, fw: fw, source: source,
+		notify:   newNotifier(log),
+		services: map[string]*supervise.Supervisor{},
+	}
+	first := source.current // a copy: the source goes on writing to its own
+	a.desired.Store(&first)
+	source.resources = a.resources
+	source.accepted = a.accept
+	a.loop = reconcile.New(source, pollInterval(first.Config.Reconcile.Interval, log), log, a.afterPass)
+	return a
 }
 
 func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-chan struct{}) error {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/reconcile"
-	"github.com/pghardend/pghardend/internal/supervise"
 	"github.com/pghardend/pghardend/pkg/config"
 	"github.com/pghardend/pghardend/pkg/firewall"
 )
@@ -58,16 +57,14 @@ func (r *fakeRules) set(drift string, applyErr error) {
 	r.drift, r.applyErr = drift, applyErr
 }
 
-// newAgent is the daemon with rules that are not the kernel's.
-func newAgent(t *testing.T, s *fileSource, rules reconcile.Resource) *Agent {
+// testAgent is the daemon with rules that are not the kernel's, and a timer that
+// never fires: the tests ask for each pass.
+func testAgent(t *testing.T, s *fileSource, rules reconcile.Resource) *Agent {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	a := &Agent{version: "test", log: log, fw: new(firewall.Firewall), source: s, notify: newNotifier(log), services: map[string]*supervise.Supervisor{}}
-	first := s.current
-	a.desired.Store(&first)
+	a := newAgent(s, new(firewall.Firewall), "test", log)
 	s.resources = func(Desired) []reconcile.Resource { return []reconcile.Resource{rules} }
-	s.accepted = a.accept
-	a.loop = reconcile.New(s, time.Minute, log, a.afterPass) // the tests ask for each pass
+	a.loop = reconcile.New(s, time.Hour, log, a.afterPass)
 	return a
 }
 
@@ -94,7 +91,7 @@ func run(t *testing.T, a *Agent, reload ...chan struct{}) (stop func()) {
 // One `apply` is enough for a changed file, although it has to settle.
 func TestApplyTakesOverAChangedFile(t *testing.T) {
 	f := newFiles(t)
-	a := newAgent(t, f.started(), &fakeRules{})
+	a := testAgent(t, f.started(), &fakeRules{})
 	run(t, a)
 	if st, err := a.Apply(t.Context(), false); err != nil || st.Generation != 1 {
 		t.Fatalf("%+v, %v", st, err)
@@ -107,7 +104,7 @@ func TestApplyTakesOverAChangedFile(t *testing.T) {
 
 func TestF13_ApplyForceAcceptsWhatIsSuspicious(t *testing.T) {
 	f := newFiles(t)
-	a := newAgent(t, f.started(), &fakeRules{})
+	a := testAgent(t, f.started(), &fakeRules{})
 	run(t, a)
 	f.write(f.peers, upTo(goodPeers, "  - {name: pg-1")+from(goodPeers, "networks:"))
 	_, err := a.Apply(t.Context(), false)
@@ -122,7 +119,7 @@ func TestF13_ApplyForceAcceptsWhatIsSuspicious(t *testing.T) {
 
 func TestApplyEndsWithTheDaemon(t *testing.T) {
 	f := newFiles(t)
-	a := newAgent(t, f.started(), &fakeRules{})
+	a := testAgent(t, f.started(), &fakeRules{})
 	stop := run(t, a)
 	stop()
 	_, err := a.Apply(t.Context(), false)
@@ -133,7 +130,7 @@ func TestApplyEndsWithTheDaemon(t *testing.T) {
 func TestStatusDuringChanges(t *testing.T) {
 	f := newFiles(t)
 	rules := &fakeRules{}
-	a := newAgent(t, f.started(), rules)
+	a := testAgent(t, f.started(), rules)
 	run(t, a)
 	ctx, cancel := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
@@ -160,7 +157,7 @@ func TestStatusDuringChanges(t *testing.T) {
 func TestReloadTriggersAPass(t *testing.T) {
 	f := newFiles(t)
 	rules := &fakeRules{applied: make(chan struct{}, 1)}
-	a := newAgent(t, f.started(), rules)
+	a := testAgent(t, f.started(), rules)
 	reload := make(chan struct{})
 	run(t, a, reload)
 	<-a.loop.Enforced()
@@ -177,7 +174,7 @@ func TestRemovedServiceKeepsItsSupervisor(t *testing.T) {
 	f.write(f.config, withService)
 	rules := &fakeRules{}
 	rules.set("different", errors.New("never right")) // so that nothing is started
-	a := newAgent(t, f.started(), rules)
+	a := testAgent(t, f.started(), rules)
 	run(t, a)
 	_, _ = a.Apply(t.Context(), false)
 	supervisor, err := a.supervisor("postgres")
@@ -237,7 +234,7 @@ func TestSupervisedServiceUsesTheAcceptedCopy(t *testing.T) {
 // A supervisor that cannot work is no reason for the rules to be left alone.
 func TestBrokenSupervisorDoesNotEndTheDaemon(t *testing.T) {
 	f := newFiles(t)
-	a := newAgent(t, f.started(), &fakeRules{})
+	a := testAgent(t, f.started(), &fakeRules{})
 	run(t, a)
 	<-a.loop.Enforced()
 	d := *a.desired.Load()

@@ -5,7 +5,8 @@
 //
 // Build is the pure core: (config, peers) → Desired. Load reads both files.
 // Run is the daemon; Plan, Apply, Verify and Teardown are the one-shot jobs
-// behind the commands of the same names. ServiceSpec is what `exec` needs.
+// behind the commands of the same names. ServiceSpec is what `exec` needs, and
+// RuntimeDir where the daemon is to be asked, also while its files are bad.
 //
 // # Design
 //

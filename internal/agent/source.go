@@ -157,9 +157,7 @@ func (s *fileSource) accept(ctx context.Context, d Desired, in input) {
 	s.generation++
 	s.saveErr = s.save(ctx)
 	for _, svc := range d.Config.Services {
-		if _, known := s.supervised[svc.Name]; !known {
-			s.supervised[svc.Name] = svc
-		}
+		s.supervised[svc.Name] = svc // and never removed: nor is the supervisor
 	}
 	s.log.Info("configuration accepted", "generation", s.generation, "nodes", len(d.Peers.Nodes), "services", len(d.Services))
 	if s.accepted != nil {

@@ -106,7 +106,7 @@ func TestStatusHasNoNulls(t *testing.T) {
 	f := newFiles(t)
 	s := f.started()
 	rules := &fakeRules{}
-	a := newAgent(t, s, rules)
+	a := testAgent(t, s, rules)
 	data, err := json.Marshal(a.Status(t.Context()))
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +125,7 @@ func TestStatusTellsProblemsAndDrift(t *testing.T) {
 	f := newFiles(t)
 	s := f.started()
 	rules := &fakeRules{}
-	a := newAgent(t, s, rules)
+	a := testAgent(t, s, rules)
 	run(t, a)
 	if st, err := a.Apply(t.Context(), false); err != nil || st.State != control.StateOK || len(st.Reasons) != 0 {
 		t.Fatalf("%+v, %v", st, err)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +22,13 @@ func newApply(o *options) *cobra.Command {
 			if err != nil && plan.Empty() {
 				return err
 			}
-			return errors.Join(o.printPlan(plan, "nothing to do"), err)
+			if err := errors.Join(o.printPlan(plan, "nothing to do"), err); err != nil {
+				return err
+			}
+			if !plan.Empty() && !o.json {
+				fmt.Fprintln(o.out, "done: rules and sets equal the plan now")
+			}
+			return nil
 		},
 	})
 	c.Flags().BoolVar(&force, "force", false, "accept a peer list that looks suspicious, such as one that lost most of its nodes")

@@ -130,7 +130,7 @@ func daemon(ts *testscript.TestScript, _ bool, args []string) {
 	go func() { done <- server.Serve(ctx) }()
 	ts.Defer(func() {
 		cancel()
-		<-done //nolint:errcheck // its own package tests it
+		ts.Check(<-done)
 	})
 }
 

@@ -88,14 +88,16 @@ func TestPrintPlan(t *testing.T) {
 	}
 }
 
-func TestFirstLines(t *testing.T) {
+func TestDigest(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
 		{"", ""},
-		{"1\n2", "1\n2"},
-		{"1\n2\n3", "1\n2\n3"}, // one more is shown, it takes no more room than to say so
-		{"1\n2\n3\n4", "1\n2\n… 2 more lines"},
+		{"1\n2\n", "1\n2"},
+		{"1\n  2\n3", "1\n  2\n3"}, // one more is shown, it takes no more room than to say so
+		{"1\n2\n3\n4", "1\n2\n… 2 more lines, --json has them"},
+		{"chain a\n  + x\n  + y\nchain b\n  + z\n", "chain a\nchain b\n… 3 more lines, --json has them"},
+		{"a\n b\n c\n d", "a\n… 3 more lines, --json has them"},
 	} {
-		if got := firstLines(tt.text, 2); got != tt.want {
+		if got := digest(tt.text, 2); got != tt.want {
 			t.Errorf("%q: %q, want %q", tt.text, got, tt.want)
 		}
 	}

@@ -38,7 +38,9 @@ func newServiceCommand(o *options, use, short string, act func(*control.Client, 
 				if err != nil {
 					return fmt.Errorf("cannot %s services: %w", use, withoutDaemon(err))
 				}
-				names = nil
+				if names = nil; len(s.Services) == 0 {
+					fmt.Fprintln(o.out, "the daemon has no services")
+				}
 				for _, svc := range s.Services {
 					names = append(names, svc.Name)
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -70,7 +71,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	}
 	fmt.Fprintln(out)
 	for _, r := range s.Reasons {
-		fmt.Fprintf(out, "  ! %s\n", strings.ReplaceAll(firstLines(strings.TrimSpace(r), shownLines), "\n", "\n    "))
+		fmt.Fprintf(out, "  ! %s\n", strings.ReplaceAll(digest(r, shownLines), "\n", "\n    "))
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(s.Layers) > 0 {
@@ -105,20 +106,27 @@ func printDrift(out io.Writer, drift []control.Drift) error {
 			end = fmt.Sprintf("right again after at most %.0f ms, by another hand", d.OpenMS)
 		}
 		fmt.Fprintf(out, "%s %s (%s), %s\n", d.Found.Local().Format(time.RFC3339), d.Resource, d.Cause, end)
-		for line := range strings.Lines(firstLines(strings.TrimSpace(d.What), shownLines)) {
+		for line := range strings.Lines(digest(d.What, shownLines)) {
 			fmt.Fprintf(out, "  %s\n", strings.TrimSuffix(line, "\n"))
 		}
 	}
 	return nil
 }
 
-// firstLines cuts long text, never for one line only.
-func firstLines(text string, n int) string {
-	lines := strings.Split(text, "\n")
+// digest cuts long text: of a plan it leaves what differs, without the rules and
+// members that are indented below, and of that the first n lines. It never cuts
+// one line only.
+func digest(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
 	if len(lines) <= n+1 {
-		return text
+		return strings.Join(lines, "\n")
 	}
-	return strings.Join(lines[:n], "\n") + fmt.Sprintf("\n… %d more lines", len(lines)-n)
+	all := len(lines)
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, " ") })
+	if len(lines) > n {
+		lines = lines[:n]
+	}
+	return strings.Join(lines, "\n") + fmt.Sprintf("\n… %d more lines, --json has them", all-len(lines))
 }
 
 func yesNo(b bool) string {

@@ -140,28 +140,28 @@ func (s *source) loads() []bool {
 type bed struct {
 	*Loop
 	stop func() // ends Run and waits for it
-	log  *text
+	log  *logText
 }
 
-// text is a log that may be read while it is written.
-type text struct {
+// logText is a log that may be read while it is written.
+type logText struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (w *text) Write(p []byte) (int, error) {
+func (w *logText) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.buf.Write(p)
 }
 
-func (w *text) String() string {
+func (w *logText) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.buf.String()
 }
 
-func (w *text) Reset() {
+func (w *logText) Reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf.Reset()
@@ -169,7 +169,7 @@ func (w *text) Reset() {
 
 func start(t *testing.T, s Source) *bed {
 	t.Helper()
-	b := &bed{log: &text{}}
+	b := &bed{log: &logText{}}
 	b.Loop = New(s, interval, slog.New(slog.NewTextHandler(b.log, nil)), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

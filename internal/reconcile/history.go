@@ -1,11 +1,26 @@
 package reconcile
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
-const maxEvents = 64
+const (
+	maxEvents = 64
+	maxText   = 32 << 10 // bytes of one plan, so that the history of a large instance stays small
+)
+
+// text is a plan for people, cut between two lines if it is very long.
+func text(p Plan) string {
+	s := p.String()
+	if len(s) <= maxText {
+		return s
+	}
+	cut := strings.LastIndexByte(s[:maxText], '\n') + 1
+	return fmt.Sprintf("%s… and %d more lines\n", s[:cut], strings.Count(s[cut:], "\n"))
+}
 
 // record appends an event. One that repeats a failure which is still open takes
 // that one's place, so that a long failure does not push all else out.

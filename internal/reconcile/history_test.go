@@ -78,6 +78,19 @@ func TestHistoryIsBounded(t *testing.T) {
 	}
 }
 
+func TestVeryLongPlansAreCut(t *testing.T) {
+	line := strings.Repeat("x", 99) + "\n"
+	for _, n := range []int{1, 327, 328, 10000} {
+		got := text(diff{strings.Repeat(line, n), "y\n"})
+		if n <= 327 && !strings.HasSuffix(got, " → y\n") {
+			t.Errorf("%d lines were cut", n)
+		}
+		if n > 327 && (len(got) > maxText+100 || !strings.HasSuffix(got, fmt.Sprintf("x\n… and %d more lines\n", n+1-327))) {
+			t.Errorf("%d lines end in %q", n, got[len(got)-60:])
+		}
+	}
+}
+
 // Somebody may still be reading the history that an older snapshot has.
 func TestHistoryOfAnOlderSnapshotStays(t *testing.T) {
 	at := time.Unix(1, 0)

@@ -228,7 +228,7 @@ func (l *Loop) visit(ctx context.Context, r Resource, generation uint64, t Trigg
 	if ctx.Err() != nil {
 		return
 	}
-	event := Event{Resource: name, Cause: l.cause(name, generation), What: plan.String(), Since: l.right[name].at, Found: time.Now()}
+	event := Event{Resource: name, Cause: l.cause(name, generation), What: text(plan), Since: l.right[name].at, Found: time.Now()}
 	// A write that began is finished and read back, whatever else ends: it may
 	// consist of several steps.
 	ctx = context.WithoutCancel(ctx)
@@ -237,7 +237,7 @@ func (l *Loop) visit(ctx context.Context, r Resource, generation uint64, t Trigg
 	left, err := r.Plan(ctx)
 	err = errors.Join(applyErr, err)
 	if left != nil && !left.Empty() {
-		err = errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", name, left))
+		err = errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", name, text(left)))
 	}
 	if err != nil {
 		event.Error = err.Error()

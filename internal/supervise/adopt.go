@@ -147,7 +147,7 @@ func (k *keeper) identify(ctx context.Context, p *process, recorded exeID, read 
 	case errors.Is(err, os.ErrNotExist):
 		return "it has no postmaster.pid", nil
 	case err != nil:
-		return err.Error(), nil
+		return err.Error(), nil //nolint:nilerr // a useless postmaster.pid is what speaks against the process
 	}
 	return k.identifyPostmaster(ctx, p, f, pf)
 }

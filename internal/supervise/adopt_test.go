@@ -2,12 +2,9 @@ package supervise
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,111 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-func TestF16_DaemonKilledServiceAdopted(t *testing.T) {
-	r := newRig(t, "-")
-	d := r.daemon()
-	pid := d.await(StateReady).PID
-	d.kill()
-	for range 3 {
-		d = r.daemon()
-		if st := d.await(StateReady); st.PID != pid || !st.Adopted || st.Restarts != 0 {
-			t.Fatalf("%+v, want pid %d adopted", st, pid)
-		}
-		d.kill()
-	}
-	s, _ := r.run()
-	if st := awaitState(t, s, StateReady); st.PID != pid || !st.Adopted || st.Restarts != 0 {
-		t.Fatalf("%+v, want pid %d adopted", st, pid)
-	}
-	kill(t, pid, unix.SIGKILL) // noticed though it is nobody's child here
-	await(t, "the restart", func() bool { st := s.Status(); return st.State == StateReady && st.PID != pid })
-	if st := s.Status(); st.Restarts != 1 || st.Adopted {
-		t.Errorf("%+v", st)
-	}
-	await(t, "the second start", func() bool { return countLines(r.file("starts")) >= 2 })
-	if exists(r.file("doubles")) || countLines(r.file("starts")) != 2 {
-		t.Error("it was started more often than needed")
-	}
-}
-
-// The daemon dies after fork, after the record, and after the release.
-func TestF16_DaemonKilledAtEachStepOfAStart(t *testing.T) {
-	for step, want := range map[string]string{"1": "exits", "2": "exits", "3": "lives"} {
-		t.Run("step "+step, func(t *testing.T) {
-			r := newRig(t, "-")
-			r.Argv = append([]string{self(t), "play-launch"}, r.Argv...)
-			out, err := exec.Command(self(t), "play-steps", r.writePlan(), step).Output()
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) {
-				t.Fatal(err)
-			}
-			pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			s, _ := r.run()
-			st := awaitState(t, s, StateReady)
-			if adopted := st.PID == pid; adopted != (want == "lives") || adopted != st.Adopted {
-				t.Errorf("%+v; the first process was %d and %s", st, pid, want)
-			}
-			await(t, "the service alone", func() bool { pids := r.processes(); return len(pids) == 1 && pids[0] == st.PID })
-			await(t, "its start", func() bool { return countLines(r.file("starts")) > 0 })
-			if exists(r.file("doubles")) || countLines(r.file("starts")) != 1 {
-				t.Error("a second one was started")
-			}
-		})
-	}
-}
-
-// Daemons are killed at random moments of a start; never do two services run, and
-// none is lost.
-func TestF16_DaemonKilledAtRandomMoments(t *testing.T) {
-	for _, kind := range []string{"service", "postmaster", "postmaster without records"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			r, dir := newRig(t, "-"), ""
-			if dir = r.dir; kind != "service" {
-				r = newServerRig(t)
-				dir = r.DataDir
-			}
-			r.Argv = append([]string{self(t), "play-launch"}, r.Argv...)
-			for i := range 12 {
-				d := r.daemon()
-				timer := time.NewTimer(time.Duration(rand.IntN(300)) * time.Millisecond)
-				<-timer.C
-				d.kill()
-				if kind == "postmaster without records" {
-					_ = os.RemoveAll(filepath.Dir(r.Record))
-				} else if i%4 == 3 { // the next one has a start to make
-					r.clean()
-				}
-			}
-			s, _ := r.run()
-			st := awaitState(t, s, StateReady)
-			await(t, "the service alone", func() bool { pids := r.processes(); return len(pids) == 1 && pids[0] == st.PID })
-			if kind != "postmaster without records" && exists(filepath.Join(dir, "doubles")) {
-				t.Error("two ran at once")
-			}
-		})
-	}
-}
-
-// A daemon that dies amid a stop: the next one finishes it.
-func TestF16_DaemonKilledAmidAStop(t *testing.T) {
-	r := newRig(t, "no-int")
-	d := r.daemon("stop")
-	await(t, "the first signal", func() bool { return countLines(r.file("signals")) == 1 })
-	d.kill()
-	r.Stop = 100 * time.Millisecond
-	s, _ := r.run()
-	if st := awaitState(t, s, StateStopped); st.PID != 0 || countLines(r.file("starts")) != 1 {
-		t.Errorf("%+v", st)
-	}
-	if pids := r.processes(); len(pids) != 0 {
-		t.Errorf("%v still run", pids)
-	}
-}
 
 func TestRecordOfAnotherProcess(t *testing.T) {
 	for name, change := range map[string]func(*record){
@@ -253,6 +145,7 @@ func TestUpgradedBinaryIsStillOurs(t *testing.T) {
 }
 
 func TestLostRecordIsMadeUpByPIDFile(t *testing.T) {
+	t.Parallel()
 	r := newServerRig(t)
 	d := r.daemon()
 	pid := d.await(StateReady).PID
@@ -271,6 +164,7 @@ func TestLostRecordIsMadeUpByPIDFile(t *testing.T) {
 }
 
 func TestAdoptedPostmasterEnds(t *testing.T) {
+	t.Parallel()
 	adopted := func(t *testing.T) (*rig, *Supervisor, int) {
 		r := newServerRig(t)
 		d := r.daemon()
@@ -402,6 +296,7 @@ func TestHalfWrittenPIDFileIsNotTakenForNone(t *testing.T) {
 }
 
 func TestVerifyDecidesAnAdoption(t *testing.T) {
+	t.Parallel()
 	r := newServerRig(t)
 	d := r.daemon()
 	pid := d.await(StateReady).PID
@@ -447,69 +342,6 @@ func TestDataDirectoryChangedInTheConfig(t *testing.T) {
 	s, _ = r.run()
 	if st := awaitState(t, s, StateFailed); !strings.Contains(st.LastError, strconv.Quote(old)) || !alive(t, pid) {
 		t.Errorf("%+v", st)
-	}
-}
-
-// forge writes a record that names a process, then spoils it.
-func (r *rig) forge(pid int, change func(*record)) {
-	r.t.Helper()
-	ctx := context.Background()
-	p, err := openProcess(ctx, pid)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer p.close()
-	f, err := p.facts(ctx)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	boot, err := bootID(ctx)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	rec := record{Version: recordVersion, Service: "t", Boot: boot, PID: pid, Start: p.start, Exe: f.exe, DataDir: r.DataDir}
-	change(&rec)
-	data, err := json.Marshal(rec)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := errors.Join(os.MkdirAll(filepath.Dir(r.Record), 0o700), os.WriteFile(r.Record, data, 0o600)); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-// startSleep runs a process that has nothing to do with us in dir.
-func startSleep(t *testing.T, dir string) int {
-	t.Helper()
-	cmd := exec.Command("/bin/sleep", "3600")
-	cmd.Dir = dir
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(done) }()
-	t.Cleanup(func() { _ = cmd.Process.Kill(); <-done })
-	// cmd.Start returns after the execve, so /proc shows sleep from here on.
-	return cmd.Process.Pid
-}
-
-func deadPID(t *testing.T) int {
-	t.Helper()
-	cmd := exec.Command("/bin/true")
-	if err := cmd.Run(); err != nil {
-		t.Fatal(err)
-	}
-	return cmd.Process.Pid
-}
-
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	data, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, data, 0o755); err != nil {
-		t.Fatal(err)
 	}
 }
 

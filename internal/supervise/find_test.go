@@ -7,6 +7,7 @@ import (
 )
 
 func TestFindAndStopRunning(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	r := newServerRig(t)
 	spec := r.spec()

@@ -29,8 +29,7 @@ type cluster struct {
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	r := newRig(t)
-	// t.TempDir is closed to other users, and too long for a socket.
-	dir, err := os.MkdirTemp("", "pg")
+	dir, err := os.MkdirTemp("", "pg") //nolint:usetesting // t.TempDir is closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +110,7 @@ func (s *session) query() error {
 		return err
 	}
 	if !s.out.Scan() || s.out.Text() != want {
-		return fmt.Errorf("query %s: got %q, %v", want, s.out.Text(), s.out.Err())
+		return errors.Join(fmt.Errorf("query %s: got %q", want, s.out.Text()), s.out.Err())
 	}
 	return nil
 }
@@ -141,6 +140,7 @@ func (c *cluster) load(ctx context.Context) <-chan error {
 }
 
 func TestF16_PostgresOutlivesItsDaemons(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	d := c.daemon()
 	pid := d.await(StateReady).PID
@@ -183,6 +183,7 @@ func TestF16_PostgresOutlivesItsDaemons(t *testing.T) {
 }
 
 func TestPostgresCrashes(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	s, _ := c.run()
 	first := awaitState(t, s, StateReady).PID
@@ -203,6 +204,7 @@ func TestPostgresCrashes(t *testing.T) {
 // A postmaster that another hand started is adopted if the caller approves of it;
 // its crash and its clean stop are told apart.
 func TestPostgresOfAnotherHand(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	start := func() {
 		c.output("pg_ctl", "-D", c.DataDir, "-s", "-w", "-l", filepath.Join(c.dir, "log2"), "-o",

@@ -93,7 +93,11 @@ func dialPostmaster(ctx context.Context, pf pidFile) (net.Conn, error) {
 // peerIs checks who listens on a Unix socket: SO_PEERCRED of a connecting socket
 // is who called listen(2), see unix(7).
 func peerIs(conn net.Conn, pid int) error {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("it is no Unix socket")
+	}
+	raw, err := unixConn.SyscallConn()
 	if err != nil {
 		return err
 	}

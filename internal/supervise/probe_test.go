@@ -88,6 +88,7 @@ func TestProbeIsNotSentAstray(t *testing.T) {
 }
 
 func TestProbeOfASilentServerEnds(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	l := listen(t, "unix", filepath.Join(dir, ".s.PGSQL.5432"))
 	go func() {
@@ -160,6 +161,7 @@ func TestPIDFileOfAHostileOwner(t *testing.T) {
 }
 
 func TestPidfdTellsTheExitOfWhatIsNoChild(t *testing.T) {
+	t.Parallel()
 	// The shell's child outlives it and becomes init's.
 	out, err := exec.Command("/bin/sh", "-c", "(while :; do :; done) </dev/null >/dev/null 2>&1 & echo $!").Output()
 	if err != nil {

@@ -259,5 +259,5 @@ func statExe(path string) (exeID, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return exeID{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return exeID{Path: path, Dev: uint64(st.Dev), Ino: st.Ino}, nil
+	return exeID{Path: path, Dev: st.Dev, Ino: st.Ino}, nil
 }

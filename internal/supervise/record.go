@@ -174,7 +174,7 @@ func openPlain(ctx context.Context, path string) (*os.File, error) {
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	return os.NewFile(uintptr(fd), path), nil

@@ -42,7 +42,23 @@ func parseArgs(args []specs.LinuxSeccompArg) ([]seccomp.ScmpCondition, error) {
 		seen[a.Index] = true
 		conds = append(conds, c)
 	}
-	return conds, nil
+	return conds, checkRanges(conds)
+}
+
+// checkRanges refuses ranges beside other conditions. libseccomp (2.5) reads
+// entries that mix them wrongly and for some never returns from generating the
+// program, so there would be nothing to prove.
+func checkRanges(conds []seccomp.ScmpCondition) error {
+	if len(conds) < 2 {
+		return nil
+	}
+	for i, c := range conds {
+		if c.Op != seccomp.CompareEqual && c.Op != seccomp.CompareMaskedEqual {
+			return fmt.Errorf("args[%d]: beside other conditions libseccomp is safe with SCMP_CMP_EQ and "+
+				"SCMP_CMP_MASKED_EQ only: use these", i)
+		}
+	}
+	return nil
 }
 
 func parseArg(a specs.LinuxSeccompArg) (seccomp.ScmpCondition, error) {

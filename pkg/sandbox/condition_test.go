@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 
 	seccomp "github.com/seccomp/libseccomp-golang"
@@ -86,15 +87,15 @@ func TestLowestAtLeast(t *testing.T) {
 // other. libseccomp misreads some of them: Compile is to refuse those, and what
 // it returns is to mean the same as the profile for arguments it did not try.
 func TestCompiledMeansTheSameAsTheProfile(t *testing.T) {
-	const seed = 4
+	const seed = 20240229
 	rnd := rand.New(rand.NewPCG(seed, seed))
 	actions := []seccomp.ScmpAction{
 		seccomp.ActAllow, seccomp.ActErrno.SetReturnCode(1), seccomp.ActErrno.SetReturnCode(13), seccomp.ActKillProcess,
 	}
 	compiled, refused := 0, 0
-	for range 3000 {
+	for range 6000 {
 		p := randomProfile(rnd, actions)
-		if p.checkOverlap() != nil {
+		if p.checkOverlap() != nil || slices.ContainsFunc(p.rules, func(r rule) bool { return checkRanges(r.conds) != nil }) {
 			continue
 		}
 		f, err := Compile(p)

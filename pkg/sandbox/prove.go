@@ -102,6 +102,9 @@ func prove(p Profile, m machine, prog []bpf.RawInstruction) error {
 	if len(byNumber) == 0 {
 		return errors.New("none of its system calls exists on this architecture")
 	}
+	if err := proveDefault(run, p, m, byNumber); err != nil {
+		return err
+	}
 	for nr, rules := range byNumber {
 		tries, err := probes(rules)
 		if err != nil {
@@ -119,6 +122,26 @@ func prove(p Profile, m machine, prog []bpf.RawInstruction) error {
 		}
 		if err := proveForeign(run, m, nr); err != nil {
 			return fmt.Errorf("%s: %w", rules[0].syscall, err)
+		}
+	}
+	return nil
+}
+
+// allNumbers is beyond the highest number of a system call, with room to grow.
+const allNumbers = 1024
+
+// proveDefault checks the calls that the profile does not name.
+func proveDefault(run program, p Profile, m machine, named map[uint32][]rule) error {
+	for nr := range uint32(allNumbers) {
+		if _, ok := named[nr]; ok {
+			continue
+		}
+		got, err := run.verdict(m.audit, nr, callArgs{unchecked, unchecked, unchecked, unchecked, unchecked, unchecked})
+		if err != nil {
+			return err
+		}
+		if want := returnValue(p.def); got != want {
+			return fmt.Errorf("system call number %d, which is not in the profile, gives %#x, want %#x", nr, got, want)
 		}
 	}
 	return nil

@@ -84,7 +84,9 @@ func launchProfile(t *testing.T, without, with []string) string {
 		t.Fatal(err)
 	}
 	var profile map[string]any
-	if err := json.Unmarshal(text, &profile); err != nil {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber() // arguments of 64 bits do not fit a float
+	if err := decoder.Decode(&profile); err != nil {
 		t.Fatal(err)
 	}
 	var entries []any

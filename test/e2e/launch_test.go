@@ -258,22 +258,24 @@ func TestF31_LaunchLeavesOtherLimits(t *testing.T) {
 	}
 }
 
-// setresuid may pass the limit, execve may not; by then the process is half-way.
-// The launcher's own threads must not count, or it would refuse too early.
+// setresuid passes the limit and execve does not, by when the process is half-way.
+// The launcher's own threads must not count, or it would refuse too early. (The
+// kernel compares before it counts the new process, so it takes one more.)
 func TestF31_LaunchTooManyProcesses(t *testing.T) {
-	launchLive(t, launchInput{User: "nobody", Command: []string{"/usr/bin/cat"}})
-	in := launchStatus()
-	for range 5 {
-		in.Limits = limits.Set{"nproc": {Soft: 1, Hard: 1}}
-		launchRun(t, in).refused(t, launch.StepExec, "limits.nproc", "nobody")
-	}
-	// As many as the user has now, and this one.
-	procs, err := exec.Command("/usr/bin/ps", "-L", "-U", "nobody", "-o", "lwp=").Output()
+	const name = "daemon" // nobody else here runs as this user
+	launchLive(t, launchInput{User: name, Command: []string{"/usr/bin/cat"}})
+	list, err := exec.Command("/usr/bin/ps", "-L", "-U", name, "-o", "lwp=").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	enough := uint64(len(strings.Fields(string(procs))) + 1)
-	in.Limits = limits.Set{"nproc": {Soft: enough, Hard: enough}}
+	now := uint64(len(strings.Fields(string(list))))
+	in := launchStatus()
+	in.User = name
+	for range 5 {
+		in.Limits = limits.Set{"nproc": {Soft: now - 1, Hard: now - 1}}
+		launchRun(t, in).refused(t, launch.StepExec, "limits.nproc", name)
+	}
+	in.Limits = limits.Set{"nproc": {Soft: now, Hard: now}}
 	launchRun(t, in).works(t)
 }
 
