@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxErrno is the largest error number a system call can return, see MAX_ERRNO
-// in include/linux/err.h.
-const maxErrno = 4095
+// maxErrno is the largest error number that libseccomp takes, one less than the
+// kernel's MAX_ERRNO (include/linux/err.h).
+const maxErrno = 4094
 
 // Profile is a valid seccomp profile. The zero value is not one.
 type Profile struct {
