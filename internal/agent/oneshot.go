@@ -231,6 +231,10 @@ func teardownService(ctx context.Context, spec supervise.Spec, stop bool, log *s
 	if err := supervise.StopRunning(ctx, spec, log); err != nil {
 		return "", fmt.Errorf("cannot stop service %s, so nothing was removed: %w", spec.Name, err)
 	}
+	// The record would keep a later daemon from starting what was stopped here.
+	if err := os.Remove(spec.RecordFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("stopped service %s, but cannot forget that: %w", spec.Name, err)
+	}
 	return fmt.Sprintf("stopped service %s (process %d)", spec.Name, pid), nil
 }
 

@@ -163,6 +163,7 @@ func TestSliceTeardown(t *testing.T) {
 		if err := s.cluster.Ready(); err == nil {
 			t.Error("PostgreSQL runs after teardown --stop-services")
 		}
+		s.start() // a new daemon starts from nothing
 	})
 }
 
