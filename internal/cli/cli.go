@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/agent"
+	"github.com/pghardend/pghardend/internal/supervise"
 )
 
 // Exit codes.
@@ -70,9 +71,13 @@ type options struct {
 
 // Run executes the command line and returns the exit code.
 func Run(args []string) int {
+	o := &options{out: os.Stdout, errOut: os.Stderr}
+	if len(args) > 1 && args[1] == supervise.GateCommand {
+		// Before any signal is caught: a service may be stopped while it waits here.
+		return o.exitCode(supervise.Gate(args[2:]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	o := &options{out: os.Stdout, errOut: os.Stderr}
 	root := newRoot(o)
 	root.SetArgs(args[1:])
 	err := root.ExecuteContext(ctx)
@@ -117,7 +122,7 @@ func newRoot(o *options) *cobra.Command {
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig, "configuration file")
 	root.AddCommand(
 		newRun(o), newValidate(o), newPlan(o), newApply(o), newStatus(o), newVerify(o),
-		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o), newGate())
+		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
 	return root
 }
 
