@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -10,7 +11,7 @@ import (
 
 func newTeardown(o *options) *cobra.Command {
 	var stop bool
-	c := &cobra.Command{
+	c := o.jsonFlag(&cobra.Command{
 		Use:   "teardown",
 		Short: "Remove our rules and sets from the kernel",
 		Long: "Remove our rules and sets from the kernel. Foreign rules and sets stay. The\n" +
@@ -18,12 +19,15 @@ func newTeardown(o *options) *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			done, err := agent.Teardown(cmd.Context(), o.config, stop, o.logger(o.errOut))
+			if o.json {
+				return errors.Join(err, o.printJSON(map[string][]string{"done": append([]string{}, done...)}))
+			}
 			for _, line := range done {
 				fmt.Fprintln(o.out, line)
 			}
 			return err
 		},
-	}
+	})
 	c.Flags().BoolVar(&stop, "stop-services", false, "stop the services first (postgres: fast)")
 	return c
 }

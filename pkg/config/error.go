@@ -14,11 +14,11 @@ import (
 // whole is refused. Key is a dotted path such as nodes[1].addresses[0], empty if
 // the text is not YAML at all. Fix says what would be right.
 type Error struct {
-	File    string
-	Line    int
-	Key     string
-	Problem string
-	Fix     string
+	File    string `json:"file"`
+	Line    int    `json:"line,omitempty"`
+	Key     string `json:"key,omitempty"`
+	Problem string `json:"problem"`
+	Fix     string `json:"fix,omitempty"`
 }
 
 // Error returns "peers.yaml:7: nodes[1].addresses[0]: problem; fix".
