@@ -51,7 +51,7 @@ func Verify(ctx context.Context, spec Spec, pid int) ([]Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot verify process %d of service %s: %w", pid, spec.Service, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing was written
 
 	findings, err := inspect(ctx, spec, id, pid)
 	var grace time.Duration

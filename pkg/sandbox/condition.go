@@ -72,7 +72,7 @@ func parseArg(a specs.LinuxSeccompArg) (seccomp.ScmpCondition, error) {
 		return seccomp.ScmpCondition{}, fmt.Errorf("valueTwo has no meaning with %s: remove it", a.Op)
 	}
 	c := seccomp.ScmpCondition{Argument: a.Index, Op: op, Operand1: a.Value, Operand2: a.ValueTwo}
-	if _, ok := example(c); !ok {
+	if !satisfiable(c) {
 		return seccomp.ScmpCondition{}, errors.New("no argument can meet this condition")
 	}
 	if alwaysHolds(c) {
@@ -103,8 +103,8 @@ func holds(c seccomp.ScmpCondition, v uint64) bool {
 	}
 }
 
-// example returns a value that meets the condition; false if there is none.
-func example(c seccomp.ScmpCondition) (uint64, bool) {
+// satisfiable tells whether some value meets the condition.
+func satisfiable(c seccomp.ScmpCondition) bool {
 	v := c.Operand1
 	switch c.Op {
 	case seccomp.CompareNotEqual:
@@ -116,7 +116,7 @@ func example(c seccomp.ScmpCondition) (uint64, bool) {
 	case seccomp.CompareMaskedEqual:
 		v = c.Operand2
 	}
-	return v, holds(c, v)
+	return holds(c, v)
 }
 
 // alwaysHolds tells whether no value fails the condition.

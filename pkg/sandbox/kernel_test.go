@@ -71,7 +71,7 @@ var attempts = []attempt{
 	{name: "personality no randomisation", nr: unix.SYS_PERSONALITY, args: [6]uintptr{0x0040000}, want: unix.EPERM},
 	{name: "personality linux", nr: unix.SYS_PERSONALITY, same: true},
 	{name: "own limits", nr: unix.SYS_PRLIMIT64, args: [6]uintptr{0, unix.RLIMIT_NOFILE}, same: true},
-	{name: "limits of process 1", nr: unix.SYS_PRLIMIT64, args: [6]uintptr{1 << 30, unix.RLIMIT_NOFILE}, want: unix.EPERM},
+	{name: "limits of another process", nr: unix.SYS_PRLIMIT64, args: [6]uintptr{1 << 30, unix.RLIMIT_NOFILE}, want: unix.EPERM},
 	{name: "mmap write and exec", nr: unix.SYS_MMAP, args: [6]uintptr{0, 4096, unix.PROT_WRITE | unix.PROT_EXEC,
 		unix.MAP_PRIVATE | unix.MAP_ANONYMOUS, none}, want: unix.EPERM},
 	{name: "mmap exec", nr: unix.SYS_MMAP, args: [6]uintptr{0, 4096, unix.PROT_READ | unix.PROT_EXEC,

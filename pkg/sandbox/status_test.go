@@ -105,6 +105,9 @@ func TestReadStatus(t *testing.T) {
 	if s, err = ReadStatus(t.Context(), 0); err != nil || s.TGID != os.Getpid() {
 		t.Errorf("the calling thread: %+v, %v", s, err)
 	}
+	if _, err := ReadStatus(t.Context(), 1<<30); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("a process that is not there: %v, want ErrProcessDone", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := ReadStatus(ctx, 0); !errors.Is(err, context.Canceled) {

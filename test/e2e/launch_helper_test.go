@@ -317,7 +317,7 @@ func launchDir(t *testing.T) string {
 	if os.Geteuid() != 0 {
 		t.Fatal("the end-to-end tests need root")
 	}
-	dir, err := os.MkdirTemp("/var/lib", "pghardend-e2e-")
+	dir, err := os.MkdirTemp("/var/lib", "pghardend-e2e-") //nolint:usetesting // t.TempDir is below /tmp
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func TestLaunchConfines(t *testing.T) {
 // Most of what is given away belongs to a thread. With all threads busy, a launch
 // that is not tied to one of them ends up half on another.
 func TestLaunchStaysOnOneThread(t *testing.T) {
-	for range 5 {
+	for range 10 {
 		in := launchStatus()
 		in.Busy = true
 		launchRun(t, in).works(t).wantFields(t, "CapBnd", launchNoCaps, "NoNewPrivs", "1", "Seccomp", "2")
@@ -152,7 +152,7 @@ func TestF27_LaunchBinary(t *testing.T) {
 
 func TestF28_LaunchDataDir(t *testing.T) {
 	root := launchDir(t)
-	make := func(name string, uid int, mode uint32) string {
+	dirOf := func(name string, uid int, mode uint32) string {
 		dir := launchMkdir(t, filepath.Join(root, name), 0o700)
 		launchOwn(t, dir, uid)
 		launchMode(t, dir, mode)
@@ -166,10 +166,10 @@ func TestF28_LaunchDataDir(t *testing.T) {
 	}{
 		"missing":        {filepath.Join(root, "missing"), []string{"install -d -m 0700 -o nobody", "missing"}},
 		"relative":       {"data", []string{"absolute"}},
-		"root's":         {make("root", 0, 0o700), []string{"uid 0", "chown -R nobody: " + root + "/root"}},
-		"another's":      {make("other", 4711, 0o700), []string{"uid 4711"}},
-		"read by all":    {make("open", launchNobody, 0o755), []string{"0755", "chmod 0700 " + root + "/open"}},
-		"group writable": {make("group", launchNobody, 0o770), []string{"0770"}},
+		"root's":         {dirOf("root", 0, 0o700), []string{"uid 0", "chown -R nobody: " + root + "/root"}},
+		"another's":      {dirOf("other", 4711, 0o700), []string{"uid 4711"}},
+		"read by all":    {dirOf("open", launchNobody, 0o755), []string{"0755", "chmod 0700 " + root + "/open"}},
+		"group writable": {dirOf("group", launchNobody, 0o770), []string{"0770"}},
 		"a file":         {file, []string{"not a directory"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestF28_LaunchDataDir(t *testing.T) {
 		})
 	}
 	for _, mode := range []uint32{0o700, 0o750} {
-		in := launchInput{User: "nobody", DataDir: make("good"+strconv.Itoa(int(mode)), launchNobody, mode),
+		in := launchInput{User: "nobody", DataDir: dirOf("good"+strconv.Itoa(int(mode)), launchNobody, mode),
 			Command: []string{"/usr/bin/readlink", "/proc/self/cwd"}}
 		if r := launchRun(t, in).works(t); r.stdout != in.DataDir+"\n" {
 			t.Errorf("working directory is %q, want %s", r.stdout, in.DataDir)
