@@ -69,7 +69,8 @@ func runHelper(name string) error {
 func help(t *testing.T, name string, prepare ...func(*exec.Cmd)) ([]byte, error) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envHelper+"="+name)
+	// Under the race detector a process waits for a second before it exits.
+	cmd.Env = append(os.Environ(), envHelper+"="+name, "GORACE=atexit_sleep_ms=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	for _, p := range prepare {
