@@ -183,7 +183,7 @@ func (d Desired) service(name string) (launch.Spec, bool) {
 // life that the watchdog asks for.
 func (a *Agent) afterPass(s reconcile.Snapshot) {
 	state := "WATCHDOG=1\nSTATUS=" + summary(s, a.serviceStates())
-	if s.Enforced() || s.Passes > 1 {
+	if s.Enforced() { // never before the rules are in place: others are ordered after us
 		state = "READY=1\n" + state
 	}
 	a.notify.send(state)

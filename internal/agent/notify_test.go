@@ -56,10 +56,9 @@ func TestNotifications(t *testing.T) {
 		s    reconcile.Snapshot
 		want string
 	}{
-		// The first pass failed: not ready yet. From the second on a failure
-		// is no reason to be killed by a start time-out.
+		// Not ready before the rules are in place, however many passes it takes.
 		{reconcile.Snapshot{Passes: 1, Problems: failing}, "WATCHDOG=1\nSTATUS=degraded (firewall), see `pghardend status`; postgres waiting"},
-		{reconcile.Snapshot{Passes: 2, Problems: failing}, "READY=1\nWATCHDOG=1\nSTATUS=degraded (firewall), see `pghardend status`; postgres waiting"},
+		{reconcile.Snapshot{Passes: 2, Problems: failing}, "WATCHDOG=1\nSTATUS=degraded (firewall), see `pghardend status`; postgres waiting"},
 		{reconcile.Snapshot{Passes: 1}, "READY=1\nWATCHDOG=1\nSTATUS=rules in place; postgres waiting"},
 	} {
 		a.afterPass(tt.s)
