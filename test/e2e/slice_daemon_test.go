@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -88,9 +90,16 @@ func TestSliceCrashOfService(t *testing.T) {
 	}
 }
 
-// PostgreSQL waits for the rules: with nothing to write them, it is not started.
+// PostgreSQL waits for the rules, and so does READY: while the rules cannot be
+// written, neither comes.
 func TestSliceStartsAfterRules(t *testing.T) {
 	s := newSlice(t, "nft", nil)
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	must(t, err)
+	t.Cleanup(func() { must(t, conn.Close()) })
+	s.agent.Env = append(s.agent.Env, "NOTIFY_SOCKET="+path)
+
 	// A rule that only nft understands makes the table unreadable for iptables.
 	run(t, s.node, "nft add table ip filter; nft add chain ip filter INPUT '{type filter hook input priority 0;}'; nft add rule ip filter INPUT ct mark 7 counter")
 	must(t, s.agent.Start())
@@ -100,11 +109,40 @@ func TestSliceStartsAfterRules(t *testing.T) {
 		}
 		return nil
 	})
+	for range 3 { // passes
+		awaitNotified(t, conn, "STATUS=degraded (firewall)", "READY=1")
+	}
 	if _, err := s.cluster.PID(); err == nil {
 		t.Error("PostgreSQL was started before the rules were in place")
 	}
 	run(t, s.node, "nft flush chain ip filter INPUT")
+	awaitNotified(t, conn, "READY=1\nWATCHDOG=1\nSTATUS=rules in place", "")
 	s.awaitOK()
+	code, err := s.agent.Stop(s.ctx)
+	if err != nil || code != 0 {
+		t.Errorf("stopping the daemon: %d %v", code, err)
+	}
+	awaitNotified(t, conn, "STOPPING=1", "")
+	must(t, s.cluster.Ready())
+}
+
+// awaitNotified reads messages for systemd until one has the words, and fails if
+// one before has the forbidden ones.
+func awaitNotified(t *testing.T, conn *net.UnixConn, words, forbidden string) {
+	t.Helper()
+	must(t, conn.SetReadDeadline(time.Now().Add(30*time.Second)))
+	buf := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buf)
+		must(t, err)
+		message := string(buf[:n])
+		if forbidden != "" && strings.Contains(message, forbidden) {
+			t.Fatalf("systemd was told %q", message)
+		}
+		if strings.Contains(message, words) {
+			return
+		}
+	}
 }
 
 // TestF13 and TestF18: a bad change keeps the last good state, is named in
