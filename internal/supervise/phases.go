@@ -273,14 +273,17 @@ func (k *keeper) halt(ctx context.Context, reason string) phase {
 }
 
 // stopped waits to be started.
-func (k *keeper) stopped(ctx context.Context) phase {
+func (k *keeper) stopped(ctx context.Context) phase { return k.untilStart(ctx, nil) }
+
+// untilStart waits for Start; a Stop gets the answer given.
+func (k *keeper) untilStart(ctx context.Context, onStop error) phase {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case r := <-k.requests:
 			if r.kind == requestStop {
-				r.reply <- nil
+				r.reply <- onStop
 				continue
 			}
 			return k.resume(r)
@@ -304,20 +307,7 @@ func (k *keeper) fail(why string) phase {
 	err := errors.New(why)
 	k.answer(&k.starters, err)
 	k.answer(&k.stoppers, err)
-	return func(ctx context.Context) phase {
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case r := <-k.requests:
-				if r.kind == requestStop {
-					r.reply <- err
-					continue
-				}
-				return k.resume(r)
-			}
-		}
-	}
+	return func(ctx context.Context) phase { return k.untilStart(ctx, err) }
 }
 
 // stop ends the process: SIGINT, then SIGQUIT, then advice.
