@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/testbed"
 )
@@ -143,6 +145,24 @@ func awaitNotified(t *testing.T, conn *net.UnixConn, words, forbidden string) {
 			return
 		}
 	}
+}
+
+// SIGHUP reads the files now: the loop would look again only after a minute,
+// the wait below ends after 15 seconds.
+func TestSliceHangupReads(t *testing.T) {
+	s := newSlice(t, "nft", nil)
+	s.cfg.Interval = "60s"
+	must(t, s.agent.WriteConfig(s.cfg))
+	s.start()
+	s.cfg.Peers.Networks["dns"] = []string{"10.0.0.53/32"}
+	must(t, s.agent.WritePeers(s.cfg.Peers))
+	must(t, s.agent.Signal(unix.SIGHUP))
+	must(t, testbed.Await(t.Context(), "the new member", func(context.Context) error {
+		if !strings.Contains(run(t, s.node, "ipset save pgh4-dns"), "10.0.0.53") {
+			return errors.New("not in the set yet")
+		}
+		return nil
+	}))
 }
 
 // TestF13 and TestF18: a bad change keeps the last good state, is named in
