@@ -1,12 +1,13 @@
 // Package policies holds the policy files that ship inside the binary: one
-// seccomp profile per kind of service and the matrix of network flows. It is
-// data only; pkg/sandbox and pkg/firewall give it meaning.
+// seccomp profile per kind of service, the matrix of network flows and the
+// network sysctls. It is data only; pkg/sandbox, pkg/firewall and pkg/sysctl
+// give it meaning.
 package policies
 
 import "embed"
 
-// FS has seccomp/NAME.json (OCI runtime-spec "linux.seccomp" objects) and
-// network/flows.yaml. It is read-only and safe for concurrent use.
+// FS has seccomp/NAME.json (OCI runtime-spec "linux.seccomp" objects),
+// network/flows.yaml and sysctl/network.conf (sysctl.d(5)). It is read-only and safe for concurrent use.
 //
-//go:embed seccomp/*.json network/flows.yaml
+//go:embed seccomp/*.json network/flows.yaml sysctl/network.conf
 var FS embed.FS
