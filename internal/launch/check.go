@@ -52,6 +52,7 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 			return err
 		}},
 		{StepBinary, func() error { return checkBinary(ctx, spec, p.identity) }},
+		{StepBinary, func() error { return checkHelpers(ctx, spec, p.identity) }},
 		{StepDataDir, func() error { return checkDataDir(ctx, spec.DataDir, p.identity) }},
 		{StepLimits, func() error { return checkLimits(ctx, spec.Limits) }},
 		{StepCapabilities, func() error { return capabilityFault(self, spec.Capabilities) }},

@@ -40,7 +40,8 @@
 // The configuration and the administrator are. The service's user, its files and
 // its environment are not: the program, and every directory on the way to it,
 // must belong to root and be writable by nobody else, which also means that
-// nothing can be exchanged between Check and execve.
+// nothing can be exchanged between Check and execve. The same holds for the
+// declared helpers and for the interpreters that their first lines name.
 //
 // # Thread safety
 //

@@ -45,7 +45,7 @@ var codes = map[Step]int{
 	StepPrivilege:    72, // not root, or root without CAP_SETUID, CAP_SETGID, CAP_SETPCAP
 	StepUser:         73, // F26: no such user, uid 0, gid 0
 	StepGroups:       74, // F26: stray, missing or privileged groups
-	StepBinary:       75, // F27: missing, replaceable by others, a link, setuid, a script
+	StepBinary:       75, // F27: the program or a helper: missing, replaceable by others, a link, setuid, a script
 	StepDataDir:      76, // F28: missing, wrong owner or mode
 	StepLimits:       77, // F31: unknown, or above the hard limit
 	StepCapabilities: 78, // F33: not ours to give, or inherited and not asked for

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -15,51 +14,73 @@ import (
 // POSIX ACL the group bits hold its mask, so an entry for a user shows here too.
 const writableByOthers = 0o022
 
+// candidate is a file that is to be executed: the program of a service, one of
+// its helpers, or the interpreter of a helper.
+type candidate struct {
+	what    string // for messages: program, helper, interpreter
+	path    string
+	setting string // where its path is to be corrected
+}
+
 // checkBinary refuses a program that anyone but root could replace, that is not
 // what its path says, or that would bring privileges of its own (F27).
 func checkBinary(ctx context.Context, spec Spec, id Identity) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	path := spec.Command[0]
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return fmt.Errorf("program %q: use its absolute path, without . or .. in it", path)
-	}
-	target, err := filepath.EvalSymlinks(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("program %s does not exist: install its package or correct services.%s.command", path, spec.Service)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot look at program %s: %w", path, err)
-	}
-	if target != path {
-		return fmt.Errorf("program %s is a symbolic link or lies behind one: name %s in services.%s.command", path, target, spec.Service)
-	}
-	if err := checkAncestors(path); err != nil {
+	c := candidate{"program", spec.Command[0], "services." + spec.Service + ".command"}
+	if err := checkExecutable(c, id); err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return fmt.Errorf("cannot look at program %s: %w", path, err)
+	_, script, err := readInterpreter(c)
+	if err == nil && script {
+		return fmt.Errorf("program %s is a script: put its interpreter first (command: [/path/of/interpreter, %s])", c.path, c.path)
 	}
-	if err := binaryFault(path, st, id); err != nil {
-		return err
-	}
-	if err := checkFileCapabilities(path); err != nil {
-		return err
-	}
-	return checkScript(path)
+	return err
 }
 
-// checkAncestors looks at every directory on the way to path.
-func checkAncestors(path string) error {
-	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+// checkExecutable applies the rules that hold for whatever is executed.
+func checkExecutable(c candidate, id Identity) error {
+	if !filepath.IsAbs(c.path) || filepath.Clean(c.path) != c.path {
+		return fmt.Errorf("%s %q: use its absolute path, without . or .. in it", c.what, c.path)
+	}
+	target, err := filepath.EvalSymlinks(c.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s %s does not exist: install its package or correct %s", c.what, c.path, c.setting)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot look at %s %s: %w", c.what, c.path, err)
+	}
+	if target != c.path {
+		return fmt.Errorf("%s %s is a symbolic link or lies behind one: name %s in %s", c.what, c.path, target, c.setting)
+	}
+	if err := checkAncestors(c); err != nil {
+		return err
+	}
+	return checkFile(c, id)
+}
+
+// checkFile judges the file itself, wherever it lies.
+func checkFile(c candidate, id Identity) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(c.path, &st); err != nil {
+		return fmt.Errorf("cannot look at %s %s: %w", c.what, c.path, err)
+	}
+	if err := binaryFault(c, st, id); err != nil {
+		return err
+	}
+	return checkFileCapabilities(c)
+}
+
+// checkAncestors looks at every directory on the way to the candidate.
+func checkAncestors(c candidate) error {
+	for dir := filepath.Dir(c.path); ; dir = filepath.Dir(dir) {
 		var st unix.Stat_t
 		if err := unix.Lstat(dir, &st); err != nil {
 			return fmt.Errorf("cannot look at directory %s: %w", dir, err)
 		}
 		if err := ancestorFault(dir, st); err != nil {
-			return fmt.Errorf("program %s: %w", path, err)
+			return fmt.Errorf("%s %s: %w", c.what, c.path, err)
 		}
 		if dir == "/" {
 			return nil
@@ -82,58 +103,40 @@ func ancestorFault(dir string, st unix.Stat_t) error {
 }
 
 // binaryFault judges the program file itself.
-func binaryFault(path string, st unix.Stat_t, id Identity) error {
-	quoted := shellQuote(path)
+func binaryFault(c candidate, st unix.Stat_t, id Identity) error {
+	name, quoted := c.what+" "+c.path, shellQuote(c.path)
 	switch mode := st.Mode & 0o7777; {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fmt.Errorf("program %s is not a regular file", path)
+		return fmt.Errorf("%s is not a regular file", name)
 	case st.Uid == id.UID:
-		return fmt.Errorf("program %s belongs to %s, the user it would run as, who could replace it: chown root: %s", path, id.User, quoted)
+		return fmt.Errorf("%s belongs to %s, the user it would run as, who could replace it: chown root: %s", name, id.User, quoted)
 	case st.Uid != 0:
-		return fmt.Errorf("program %s belongs to uid %d, who could replace it: chown root: %s", path, st.Uid, quoted)
+		return fmt.Errorf("%s belongs to uid %d, who could replace it: chown root: %s", name, st.Uid, quoted)
 	case mode&writableByOthers != 0:
-		return fmt.Errorf("program %s is writable by others (mode %#o): chmod go-w %s", path, mode, quoted)
+		return fmt.Errorf("%s is writable by others (mode %#o): chmod go-w %s", name, mode, quoted)
 	case mode&(unix.S_ISUID|unix.S_ISGID) != 0:
-		return fmt.Errorf("program %s is setuid or setgid (mode %#o), which a confined service must not need: chmod ug-s %s", path, mode, quoted)
+		return fmt.Errorf("%s is setuid or setgid (mode %#o), which a confined service must not need: chmod ug-s %s", name, mode, quoted)
 	case mode&0o111 == 0:
-		return fmt.Errorf("program %s is not executable (mode %#o): chmod a+x %s", path, mode, quoted)
+		return fmt.Errorf("%s is not executable (mode %#o): chmod a+x %s", name, mode, quoted)
 	}
 	return nil
 }
 
 // checkFileCapabilities refuses what setcap(8) leaves behind, capabilities(7).
-func checkFileCapabilities(path string) error {
-	_, err := unix.Lgetxattr(path, "security.capability", nil)
-	return fileCapabilityFault(path, err)
+func checkFileCapabilities(c candidate) error {
+	_, err := unix.Lgetxattr(c.path, "security.capability", nil)
+	return fileCapabilityFault(c, err)
 }
 
-func fileCapabilityFault(path string, err error) error {
+func fileCapabilityFault(c candidate, err error) error {
 	switch {
 	case err == nil:
-		return fmt.Errorf("program %s has file capabilities, which a confined service must not need: setcap -r %s (and list what it does need in capabilities)",
-			path, shellQuote(path))
+		return fmt.Errorf("%s %s has file capabilities, which a confined service must not need: setcap -r %s (and list what it does need in capabilities)",
+			c.what, c.path, shellQuote(c.path))
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
 		return nil
 	}
-	return fmt.Errorf("cannot read the file capabilities of %s: %w", path, err)
-}
-
-// checkScript refuses a script: the program the kernel would run is then the
-// interpreter of its first line, which none of the checks has seen.
-func checkScript(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("cannot look into program %s: %w", path, err)
-	}
-	defer f.Close()
-	var start [2]byte
-	if _, err := io.ReadFull(f, start[:]); err != nil {
-		return fmt.Errorf("cannot look into program %s: %w", path, err)
-	}
-	if string(start[:]) == "#!" {
-		return fmt.Errorf("program %s is a script: put its interpreter first (command: [/path/of/interpreter, %s])", path, path)
-	}
-	return nil
+	return fmt.Errorf("cannot read the file capabilities of %s: %w", c.path, err)
 }
 
 // checkDataDir refuses a data directory that is not the service's alone (F28).

@@ -38,7 +38,7 @@ func TestF27_BinaryMode(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			err := binaryFault("/opt/x", c.st, postgres)
+			err := binaryFault(candidate{what: "program", path: "/opt/x"}, c.st, postgres)
 			if c.word == "" {
 				wantNone(t, err)
 				return
@@ -58,10 +58,10 @@ func TestF27_Ancestors(t *testing.T) {
 }
 
 func TestF27_FileCapabilities(t *testing.T) {
-	wantNone(t, fileCapabilityFault("/x", unix.ENODATA))
-	wantNone(t, fileCapabilityFault("/x", unix.ENOTSUP))
-	wantError(t, fileCapabilityFault("/x", nil), "setcap -r /x")
-	wantError(t, fileCapabilityFault("/x", unix.EIO), "cannot read")
+	wantNone(t, fileCapabilityFault(candidate{what: "program", path: "/x"}, unix.ENODATA))
+	wantNone(t, fileCapabilityFault(candidate{what: "program", path: "/x"}, unix.ENOTSUP))
+	wantError(t, fileCapabilityFault(candidate{what: "program", path: "/x"}, nil), "setcap -r /x")
+	wantError(t, fileCapabilityFault(candidate{what: "program", path: "/x"}, unix.EIO), "cannot read")
 }
 
 func TestF27_BinaryPath(t *testing.T) {
@@ -84,19 +84,6 @@ func TestF27_BinaryPath(t *testing.T) {
 	wantError(t, check(filepath.Join(dir, "missing")), "does not exist", "services.pg.command")
 	wantError(t, check(dangling), "does not exist")
 	wantError(t, check(link), "symbolic link", "name "+target)
-}
-
-func TestF27_Script(t *testing.T) {
-	script := filepath.Join(t.TempDir(), "run")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, checkScript(script), "interpreter", script)
-	if err := os.WriteFile(script, nil, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, checkScript(script), "cannot look into")
-	wantNone(t, checkScript(realPath(t, "cat")))
 }
 
 func TestF28_DataDirMode(t *testing.T) {

@@ -10,11 +10,18 @@ import (
 )
 
 // Spec says what to launch and how to confine it. It is not modified.
+//
+// Helpers are declared programs: pgpool's failover script, say. Check makes sure
+// that nobody but root can have changed them, and that is all. Nothing here keeps
+// the service from executing something else: that is for a layer that sees
+// execve's path, and no process may be called confined to its helpers until one
+// does.
 type Spec struct {
 	Service      string          // its name in the configuration, for messages
 	User         string          // a name or a number with an entry in passwd
 	Groups       []string        // supplementary groups, names or numbers; all others are refused
 	Command      []string        // absolute path of the program, then its arguments
+	Helpers      []string        // absolute paths of programs that the service is to run, see below
 	DataDir      string          // absolute, becomes the working directory; "" for none
 	Limits       limits.Set      // the others stay as inherited
 	Capabilities sandbox.CapSet  // kept and made ambient; usually none

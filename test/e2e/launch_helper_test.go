@@ -39,6 +39,7 @@ type launchInput struct {
 	User         string
 	Groups       []string
 	Command      []string
+	Helpers      []string
 	DataDir      string
 	Limits       limits.Set
 	Capabilities []string
@@ -185,7 +186,7 @@ func (in launchInput) spec() (launch.Spec, error) {
 		return launch.Spec{}, err
 	}
 	return launch.Spec{
-		Service: "test", User: in.User, Groups: in.Groups, Command: in.Command, DataDir: in.DataDir, Limits: in.Limits,
+		Service: "test", User: in.User, Groups: in.Groups, Command: in.Command, Helpers: in.Helpers, DataDir: in.DataDir, Limits: in.Limits,
 		Capabilities: caps, Seccomp: profile, Environment: in.Environment, OOMScoreAdj: in.OOMScoreAdj,
 	}, nil
 }
