@@ -31,6 +31,8 @@ type Agent struct {
 	loop    *reconcile.Loop
 	notify  *notifier
 	desired atomic.Pointer[Desired]
+	looks   looks
+	asking  chan struct{} // holds a token while a request is with the source
 
 	mu       sync.Mutex
 	group    *errgroup.Group
@@ -69,6 +71,7 @@ func newAgent(source *fileSource, fw *firewall.Firewall, version string, log *sl
 	a := &Agent{
 		version: version, log: log, fw: fw, source: source,
 		notify:   newNotifier(log),
+		asking:   make(chan struct{}, 1),
 		services: map[string]*supervise.Supervisor{},
 	}
 	first := source.current // a copy: the source goes on writing to its own
@@ -98,10 +101,6 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 		}
 	})
 	return group.Wait()
-}
-
-func (a *Agent) resources(d Desired) []reconcile.Resource {
-	return []reconcile.Resource{&firewallResource{fw: a.fw, want: d.Rules}}
 }
 
 // accept runs in the loop's goroutine with each new desired state. Services
@@ -245,43 +244,5 @@ func (a *Agent) StopService(ctx context.Context, name string) error {
 	return s.Stop(ctx)
 }
 
-// Apply implements control.Backend. A changed file counts when it has looked
-// the same twice, hence the two passes.
-func (a *Agent) Apply(ctx context.Context, force bool) (control.Status, error) {
-	var snap reconcile.Snapshot
-	for range 2 {
-		var err error
-		if snap, err = a.loop.Request(ctx, reconcile.Trigger{Reason: "apply", Force: force}); err != nil {
-			return control.Status{}, err
-		}
-	}
-	var errs []error
-	for _, p := range snap.Problems {
-		errs = append(errs, errors.New(p.Text))
-	}
-	return a.Status(ctx), errors.Join(errs...)
-}
-
 // statusTimeout bounds the reading of /proc for one status.
 const statusTimeout = 10 * time.Second
-
-// firewallResource makes the rules one resource of the loop.
-type firewallResource struct {
-	fw   *firewall.Firewall
-	want firewall.Ruleset
-}
-
-func (r *firewallResource) Name() string { return "firewall" }
-
-func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
-	got, err := r.fw.Observe(ctx)
-	return firewall.Diff(r.want, got), err
-}
-
-func (r *firewallResource) Apply(ctx context.Context, p reconcile.Plan) error {
-	plan, ok := p.(firewall.Plan)
-	if !ok {
-		return fmt.Errorf("cannot apply a %T to the firewall", p)
-	}
-	return r.fw.Apply(ctx, plan)
-}

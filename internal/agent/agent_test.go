@@ -93,11 +93,11 @@ func TestApplyTakesOverAChangedFile(t *testing.T) {
 	f := newFiles(t)
 	a := testAgent(t, f.started(), &fakeRules{})
 	run(t, a)
-	if st, err := a.Apply(t.Context(), false); err != nil || st.Generation != 1 {
+	if st, err := a.Apply(t.Context(), control.ApplyRequest{}); err != nil || st.Generation != 1 {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	f.write(f.peers, replace(t, goodPeers, "10.20.1.20", "10.20.1.29"))
-	if st, err := a.Apply(t.Context(), false); err != nil || st.Generation != 2 {
+	if st, err := a.Apply(t.Context(), control.ApplyRequest{}); err != nil || st.Generation != 2 {
 		t.Errorf("%+v, %v", st, err)
 	}
 }
@@ -107,12 +107,12 @@ func TestF13_ApplyForceAcceptsWhatIsSuspicious(t *testing.T) {
 	a := testAgent(t, f.started(), &fakeRules{})
 	run(t, a)
 	f.write(f.peers, upTo(goodPeers, "  - {name: pg-1")+from(goodPeers, "networks:"))
-	_, err := a.Apply(t.Context(), false)
+	_, err := a.Apply(t.Context(), control.ApplyRequest{})
 	contains(t, err, "only 1 of the 4 nodes", "`pghardend apply --force` accepts it")
-	if st, err := a.Apply(t.Context(), true); err != nil || st.State != control.StateOK {
+	if st, err := a.Apply(t.Context(), control.ApplyRequest{Force: true}); err != nil || st.State != control.StateOK {
 		t.Errorf("%+v, %v", st, err)
 	}
-	if st, err := a.Apply(t.Context(), false); err != nil || st.Generation != 2 {
+	if st, err := a.Apply(t.Context(), control.ApplyRequest{}); err != nil || st.Generation != 2 {
 		t.Errorf("%+v, %v", st, err)
 	}
 }
@@ -122,7 +122,7 @@ func TestApplyEndsWithTheDaemon(t *testing.T) {
 	a := testAgent(t, f.started(), &fakeRules{})
 	stop := run(t, a)
 	stop()
-	_, err := a.Apply(t.Context(), false)
+	_, err := a.Apply(t.Context(), control.ApplyRequest{})
 	contains(t, err, "shutting down")
 }
 
@@ -146,7 +146,7 @@ func TestStatusDuringChanges(t *testing.T) {
 	for _, address := range []string{"10.20.1.31", "10.20.1.32", "10.20.1.33"} {
 		f.write(f.peers, replace(t, goodPeers, "10.20.1.20", address))
 		rules.set("flushed", nil)
-		if _, err := a.Apply(t.Context(), false); err != nil {
+		if _, err := a.Apply(t.Context(), control.ApplyRequest{}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -176,13 +176,13 @@ func TestRemovedServiceKeepsItsSupervisor(t *testing.T) {
 	rules.set("different", errors.New("never right")) // so that nothing is started
 	a := testAgent(t, f.started(), rules)
 	run(t, a)
-	_, _ = a.Apply(t.Context(), false)
+	_, _ = a.Apply(t.Context(), control.ApplyRequest{})
 	supervisor, err := a.supervisor("postgres")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.write(f.config, f.configText())
-	_, err = a.Apply(t.Context(), false)
+	_, err = a.Apply(t.Context(), control.ApplyRequest{})
 	contains(t, err, "never right")
 	if again, err := a.supervisor("postgres"); err != nil || again != supervisor {
 		t.Errorf("supervisor %p, was %p, %v", again, supervisor, err)
@@ -192,7 +192,7 @@ func TestRemovedServiceKeepsItsSupervisor(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	f.write(f.config, withService)
-	_, _ = a.Apply(t.Context(), false)
+	_, _ = a.Apply(t.Context(), control.ApplyRequest{})
 	if again, err := a.supervisor("postgres"); err != nil || again != supervisor {
 		t.Errorf("a second supervisor %p for one service, was %p, %v", again, supervisor, err)
 	}
@@ -241,7 +241,7 @@ func TestBrokenSupervisorDoesNotEndTheDaemon(t *testing.T) {
 	d.Config.Services = []config.Service{{Name: "broken", Command: []string{"not/absolute"}}}
 	a.accept(d)
 	contains(t, a.StartService(t.Context(), "broken"), "its supervisor has ended")
-	if _, err := a.Apply(t.Context(), false); err != nil {
+	if _, err := a.Apply(t.Context(), control.ApplyRequest{}); err != nil {
 		t.Errorf("the loop: %v", err)
 	}
 }

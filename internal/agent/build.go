@@ -1,9 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -13,6 +13,7 @@ import (
 	"github.com/pghardend/pghardend/pkg/firewall"
 	"github.com/pghardend/pghardend/pkg/limits"
 	"github.com/pghardend/pghardend/pkg/sandbox"
+	"github.com/pghardend/pghardend/pkg/sysctl"
 	"github.com/pghardend/pghardend/policies"
 )
 
@@ -21,13 +22,28 @@ type Desired struct {
 	Config   config.Config
 	Peers    config.Peers
 	Self     config.Node
+	Extra    Extra         // what it was built from beside the files
+	Firewall firewall.Spec // what Rules were rendered from
 	Rules    firewall.Ruleset
+	Sysctls  []sysctl.Setting
 	Services []launch.Spec // sorted by name
+
+	made *buildMark
 }
 
-// Build derives the desired state from the two files. It is pure: what must be
-// asked of the machine, such as a user's id, is asked by the launch stage.
-func Build(cfg config.Config, peers config.Peers) (Desired, error) {
+// A buildMark tells one build from another by its address, and so needs one.
+type buildMark struct{ _ byte }
+
+// Extra is what Build needs beside the two files.
+type Extra struct {
+	Facts    Facts
+	Openings []firewall.Opening // those in force
+}
+
+// Build derives the desired state from the two files, what the services say and
+// the openings. It is pure: what must be asked of the machine, such as a user's
+// id, is asked by the launch stage.
+func Build(cfg config.Config, peers config.Peers, extra Extra) (Desired, error) {
 	if err := config.Validate(cfg, peers); err != nil {
 		return Desired{}, err
 	}
@@ -35,15 +51,19 @@ func Build(cfg config.Config, peers config.Peers) (Desired, error) {
 		return Desired{}, err
 	}
 	self := peers.Nodes[slices.IndexFunc(peers.Nodes, func(n config.Node) bool { return n.Name == cfg.Node })]
-	flows, err := defaultFlows()
+	spec, err := firewallSpec(cfg, peers, self, extra)
 	if err != nil {
 		return Desired{}, err
 	}
-	rules, err := firewall.Render(firewall.Spec{Role: self.Role, Flows: flows, Members: members(peers, self)})
+	rules, err := firewall.Render(spec)
 	if err != nil {
 		return Desired{}, fmt.Errorf("%s: %w", peers.File, err)
 	}
-	d := Desired{Config: cfg, Peers: peers, Self: self, Rules: rules}
+	settings, err := sysctls(cfg)
+	if err != nil {
+		return Desired{}, err
+	}
+	d := Desired{Config: cfg, Peers: peers, Self: self, Extra: extra, Firewall: spec, Rules: rules, Sysctls: settings, made: &buildMark{}}
 	for _, svc := range cfg.Services {
 		spec, err := ServiceSpec(cfg, svc.Name)
 		if err != nil {
@@ -68,32 +88,38 @@ func checkDirs(cfg config.Config) error {
 	return nil
 }
 
-func defaultFlows() ([]firewall.Flow, error) {
-	const file = "network/flows.yaml"
+// sysctls are the built-in network sysctls with what the configuration says
+// about them.
+func sysctls(cfg config.Config) ([]sysctl.Setting, error) {
+	const file = "sysctl/network.conf"
 	data, err := fs.ReadFile(policies.FS, file)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the built-in flows: %w", err)
+		return nil, fmt.Errorf("cannot read the built-in sysctls: %w", err)
 	}
-	return firewall.ParseFlows(file, data)
-}
-
-// members puts every address into the sets of its role or network. This node's
-// own addresses stay out: its packets to itself use the loopback interface, and
-// one that claims to come from them on the wire is a lie.
-func members(peers config.Peers, self config.Node) map[string][]netip.Prefix {
-	m := map[string][]netip.Prefix{}
-	for _, n := range peers.Nodes {
-		if n.Name == self.Name {
-			continue
-		}
-		for _, a := range n.Addresses {
-			m[n.Role] = append(m[n.Role], netip.PrefixFrom(a, a.BitLen()))
+	base, err := sysctl.Parse(file, data)
+	if err != nil {
+		return nil, err
+	}
+	var set []sysctl.Setting
+	var errs []error
+	report := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %s: %w", cfg.Where(key), key, err))
 		}
 	}
-	for name, prefixes := range peers.Networks {
-		m[name] = slices.Clone(prefixes)
+	for i, text := range cfg.Sysctl.Set {
+		s, err := sysctl.ParseSetting(text)
+		report(fmt.Sprintf("sysctl.set[%d]", i), err)
+		set = append(set, s)
 	}
-	return m
+	for i, text := range cfg.Sysctl.Leave {
+		_, err := sysctl.ParseKey(text)
+		report(fmt.Sprintf("sysctl.leave[%d]", i), err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return sysctl.Merge(base, set, cfg.Sysctl.Leave), nil
 }
 
 // ServiceSpec is the launch stage's input for one configured service.
@@ -124,6 +150,7 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 		User:         svc.User,
 		Groups:       svc.Groups,
 		Command:      svc.Command,
+		Helpers:      svc.Helpers,
 		DataDir:      svc.DataDir,
 		Limits:       set,
 		Capabilities: caps,

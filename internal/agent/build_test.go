@@ -26,7 +26,7 @@ func build(t *testing.T, configText string) (Desired, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Build(cfg, peers)
+	return Build(cfg, peers, Extra{})
 }
 
 func mustBuild(t *testing.T, configText string) Desired {
@@ -55,12 +55,16 @@ func TestAddressesEndInTheirSets(t *testing.T) {
 pgh6-control_plane [fd00:10::/64]
 pgh4-dns []
 pgh6-dns []
+pgh4-metadata [169.254.169.254/32]
+pgh6-metadata [fd00:ec2::254/128]
 pgh4-ntp []
 pgh6-ntp []
 pgh4-pgpool [10.20.1.20/32 10.20.1.21/32]
 pgh6-pgpool [fd00:20:1::21/128]
 pgh4-postgres [10.20.1.11/32]
 pgh6-postgres [fd00:20:1::11/128]
+pgh4-open []
+pgh6-open []
 `,
 		"pool-1": `pgh4-applications [10.50.0.0/16]
 pgh6-applications []
@@ -68,12 +72,16 @@ pgh4-control_plane [10.0.0.0/24]
 pgh6-control_plane [fd00:10::/64]
 pgh4-dns []
 pgh6-dns []
+pgh4-metadata [169.254.169.254/32]
+pgh6-metadata [fd00:ec2::254/128]
 pgh4-ntp []
 pgh6-ntp []
 pgh4-pgpool [10.20.1.20/32]
 pgh6-pgpool []
 pgh4-postgres [10.20.1.10/32 10.20.1.11/32]
 pgh6-postgres [fd00:20:1::10/128 fd00:20:1::11/128]
+pgh4-open []
+pgh6-open []
 `,
 	} {
 		d := mustBuild(t, "version: 1\nnode: "+node+"\n")
@@ -150,7 +158,7 @@ func TestBuildIsDeterministic(t *testing.T) {
 }
 
 func TestServiceSpec(t *testing.T) {
-	d := mustBuild(t, configHead+serviceText+"    environment: [TZ=UTC]\n    oom_score_adj: -100\n    groups: [ssl-cert]\n    capabilities: [cap_net_raw]\n")
+	d := mustBuild(t, configHead+serviceText+"    environment: [TZ=UTC]\n    oom_score_adj: -100\n    groups: [ssl-cert]\n    capabilities: [cap_net_raw]\n    helpers: [/usr/bin/psql]\n")
 	if len(d.Services) != 1 {
 		t.Fatalf("%d services", len(d.Services))
 	}
@@ -158,6 +166,7 @@ func TestServiceSpec(t *testing.T) {
 	want := limits.Set{"nofile": {Soft: 65536, Hard: 65536}, "core": {}}
 	if s.Service != "postgres" || s.User != "postgres" || s.DataDir != "/var/lib/postgresql/15/main" || !reflect.DeepEqual(s.Limits, want) ||
 		!slices.Equal(s.Groups, []string{"ssl-cert"}) || s.Capabilities == 0 || s.OOMScoreAdj == nil || *s.OOMScoreAdj != -100 ||
+		!slices.Equal(s.Helpers, []string{"/usr/bin/psql"}) ||
 		!slices.Equal(s.Command, []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main"}) {
 		t.Errorf("spec %+v", s)
 	}
@@ -178,7 +187,7 @@ func TestBuildErrorsNameFileAndLine(t *testing.T) {
 		says         []string
 	}{
 		{"unknown profile", strings.Replace(serviceText, "profile: postgres", "profile: oracle", 1),
-			[]string{`pghardend.yaml:5: services.postgres.profile: there is no profile "oracle"; profiles: postgres`}},
+			[]string{`pghardend.yaml:5: services.postgres.profile: there is no profile "oracle"; profiles: pgpool, postgres`}},
 		{"unknown capability", serviceText + "    capabilities: [CAP_NET_ADMIN, CAP_FLY]\n",
 			[]string{"pghardend.yaml:9: services.postgres.capabilities: ", "CAP_FLY"}},
 		{"unknown limit", strings.Replace(serviceText, "nofile:", "nofiles:", 1),
@@ -186,6 +195,12 @@ func TestBuildErrorsNameFileAndLine(t *testing.T) {
 		{"soft above hard", strings.Replace(serviceText, "nofile: 65536", "nofile: {soft: 2, hard: 1}", 1),
 			[]string{"pghardend.yaml:8: services.postgres.limits", "nofile"}},
 		{"node not in the list", "", []string{`pghardend.yaml:2: node: this node, "pg-7", is not in /etc/pghardend/peers.yaml`}},
+		{"a new row without its parts", "flows:\n  metrics: {ports: [9100]}\n",
+			[]string{"pghardend.yaml:4: flows.metrics: ", "proto, from, to"}},
+		{"a row that cannot be", "flows:\n  metrics: {proto: tcp, ports: [9100], from: [control_plane], to: [postgres]}\n  heartbeat: {connections: 5}\n",
+			[]string{"pghardend.yaml:5: flows.heartbeat: ", "only for proto tcp"}},
+		{"a sysctl that is none", "sysctl:\n  set: [net.ipv4.tcp_rfc1337=1, net.ipv4..x=1]\n  leave: [net.ipv4..y]\n",
+			[]string{"pghardend.yaml:4: sysctl.set[1]: ", "pghardend.yaml:5: sysctl.leave[0]: "}},
 		{"runtime_dir over the files", "runtime_dir: /etc/pghardend\n",
 			[]string{"pghardend.yaml:3: runtime_dir: ", "/etc/pghardend", "choose another"}},
 		{"state_dir over the files", "state_dir: /srv\npeers_file: /srv/last-good/peers.yaml\n",

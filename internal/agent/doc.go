@@ -3,8 +3,9 @@
 //
 // # API
 //
-// Build is the pure core: (config, peers) → Desired. Load reads both files.
-// Run is the daemon; Plan, Apply, Verify and Teardown are the one-shot jobs
+// Build is the pure core: (config, peers, extra) → Desired, where Extra is what
+// the services say of themselves and the openings. Load reads both files. Run is
+// the daemon; Plan, Apply, Verify, Explain and Teardown are the one-shot jobs
 // behind the commands of the same names. ServiceSpec is what `exec` needs, and
 // RuntimeDir where the daemon is to be asked, also while its files are bad.
 //
@@ -14,6 +15,16 @@
 // "which input counts": the newest good one. It keeps a copy in state_dir for
 // the next boot and one in runtime_dir for the launch stage, so that a service
 // can restart while the file on disk is broken.
+//
+// The loop keeps three resources, in this order: sysctls, rules and sets, and the
+// connections that the kernel tracks. These are not looked at in each pass, but
+// when something may have changed what is allowed: a new desired state, rules
+// that were put back, an opening that ended; and every 30 seconds.
+//
+// How many connections a source may have is derived from what the service takes.
+// PostgreSQL is asked once after each start, by its own program, confined like
+// itself; pgpool's configuration file is read. The daemon keeps the answers in
+// runtime_dir/facts.json, for the commands and for the next daemon.
 //
 // One errgroup joins all goroutines: the loop, the control server, the
 // notifier and one supervisor per service. Supervisors wait for the loop's

@@ -66,15 +66,15 @@ func parseConfig(ctx context.Context, file string, data []byte) (config.Config, 
 }
 
 // build turns text into desired state.
-func (i input) build(cfg config.Config) (Desired, error) {
+func (i input) build(cfg config.Config, extra Extra) (Desired, error) {
 	peers, err := config.ParsePeers(cfg.PeersFile, i.peers)
 	if err != nil {
 		return Desired{}, err
 	}
-	return Build(cfg, peers)
+	return Build(cfg, peers, extra)
 }
 
-// Load reads and checks both files.
+// Load reads and checks both files. What is asked of services is left out.
 func Load(ctx context.Context, configFile string) (Desired, error) {
 	d, _, err := loadInput(ctx, configFile)
 	return d, err
@@ -85,7 +85,7 @@ func loadInput(ctx context.Context, configFile string) (Desired, input, error) {
 	if err != nil {
 		return Desired{}, in, err
 	}
-	d, err := in.build(cfg)
+	d, err := in.build(cfg, Extra{})
 	return d, in, err
 }
 
@@ -153,7 +153,7 @@ func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, in
 	}
 	var d Desired
 	if err == nil {
-		d, err = in.build(cfg)
+		d, err = in.build(cfg, Extra{})
 	}
 	if err != nil {
 		return Desired{}, in, fmt.Errorf("the last good configuration in %s cannot be used (%w)", stateDir, err)
@@ -162,23 +162,31 @@ func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, in
 }
 
 // checkAgainstLastGood guards a restart like any other moment: a peer list that
-// lost most of its nodes while the daemon was away is as suspicious.
+// lost most of its nodes while the daemon was away is as suspicious. Without a
+// last good one, what is suspicious by itself is.
 func checkAgainstLastGood(ctx context.Context, d Desired) error {
 	good, _, err := loadLastGood(ctx, d.Config.StateDir, d.Config.File)
-	if err != nil {
-		return nil //nolint:nilerr // none, or one that an other version wrote: nothing to compare with
+	if err != nil { // none, or one that an other version wrote
+		return checkNext(nil, d)
 	}
-	return config.CheckChange(good.Peers, d.Peers)
+	return checkNext(&good, d)
 }
 
-// save keeps copies of an accepted input. What could not be written does not
-// keep the rest from being written.
+// save keeps copies of an accepted input, which needs no confirmation any more.
 func save(ctx context.Context, cfg config.Config, in input) error {
-	lastGood := filepath.Join(cfg.StateDir, lastGoodDir)
-	err := errors.Join(
-		saveInput(ctx, lastGood, in),
-		saveInput(ctx, cfg.RuntimeDir, in))
-	if err != nil {
+	return errors.Join(
+		keep(ctx, in, filepath.Join(cfg.StateDir, lastGoodDir), cfg.RuntimeDir),
+		forgetPending(ctx, cfg.StateDir))
+}
+
+// keep writes copies of an input. What could not be written does not keep the
+// rest from being written.
+func keep(ctx context.Context, in input, dirs ...string) error {
+	var errs []error
+	for _, dir := range dirs {
+		errs = append(errs, saveInput(ctx, dir, in))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("the configuration is in force, but cannot be kept for the next start; is the disk full or read-only? %w", err)
 	}
 	return nil

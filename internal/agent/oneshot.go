@@ -6,26 +6,83 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"time"
 
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/internal/supervise"
 	"github.com/pghardend/pghardend/pkg/config"
 	"github.com/pghardend/pghardend/pkg/firewall"
+	"github.com/pghardend/pghardend/pkg/sysctl"
 )
 
-// Plan is what Apply would change now. It only reads.
-func Plan(ctx context.Context, configFile string) (firewall.Plan, error) {
-	d, err := Load(ctx, configFile)
+// Changes are what Plan found, or Apply did.
+type Changes struct {
+	Sysctl      sysctl.Plan
+	Firewall    firewall.Plan
+	Connections firewall.Cuts // by Apply only: they come and go
+}
+
+// Empty says whether all is as it should be.
+func (c Changes) Empty() bool {
+	return c.Sysctl.Empty() && c.Firewall.Empty() && c.Connections.Empty()
+}
+
+func (c Changes) String() string {
+	return c.Sysctl.String() + c.Firewall.String() + c.Connections.String()
+}
+
+// Plan is what Apply would change now, connections aside. It only reads.
+func Plan(ctx context.Context, configFile string) (Changes, error) {
+	d, err := loadAsked(ctx, configFile)
 	if err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
+	return planFor(ctx, d)
+}
+
+func planFor(ctx context.Context, d Desired) (Changes, error) {
 	fw, err := firewall.Open(ctx, d.Config.Firewall.Backend)
 	if err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
+	}
+	return difference(ctx, fw, d)
+}
+
+// loadAsked reads the files and what else the daemon's state is built from.
+func loadAsked(ctx context.Context, configFile string) (Desired, error) {
+	d, err := Load(ctx, configFile)
+	if err != nil {
+		return Desired{}, err
+	}
+	return withExtra(ctx, d, configFile)
+}
+
+// withExtra adds what the services say and the openings. Those that cannot be
+// read are not in force, as with the daemon, which says why.
+func withExtra(ctx context.Context, d Desired, configFile string) (Desired, error) {
+	var extra Extra
+	extra.Facts = readFacts(ctx, d.Config, configFile)
+	if list, err := loadOpenings(ctx, d.Config.StateDir); err == nil {
+		extra.Openings = openNow(list, time.Now())
+	}
+	return Build(d.Config, d.Peers, extra)
+}
+
+// difference compares the kernel with d. On an error it has what could be read.
+func difference(ctx context.Context, fw *firewall.Firewall, d Desired) (Changes, error) {
+	var c Changes
+	var sysctlErr error
+	if d.Config.Sysctl.Manage {
+		var got sysctl.Observed
+		got, sysctlErr = sysctl.Observe(ctx, d.Sysctls)
+		c.Sysctl = sysctl.Diff(d.Sysctls, got)
 	}
 	got, err := fw.Observe(ctx)
-	return firewall.Diff(d.Rules, got), err
+	c.Firewall = firewall.Diff(d.Rules, got)
+	return c, errors.Join(leaveHint(sysctlErr), err)
 }
 
 // Apply brings the rules to the files' state and returns what it changed, which
@@ -33,7 +90,7 @@ func Plan(ctx context.Context, configFile string) (firewall.Plan, error) {
 // work. Files that are bad or suspicious are an error, but if no daemon is there
 // to keep the rules, those of the last good ones are put in force: at boot that
 // is what stands between the host and the network.
-func Apply(ctx context.Context, configFile string, force bool) (firewall.Plan, error) {
+func Apply(ctx context.Context, configFile string, force bool) (Changes, error) {
 	d, in, err := loadInput(ctx, configFile)
 	if err != nil {
 		return applyLastGood(ctx, stateDir(ctx, configFile), configFile, err)
@@ -42,89 +99,117 @@ func Apply(ctx context.Context, configFile string, force bool) (firewall.Plan, e
 	if errors.Is(err, ErrLocked) {
 		plan, daemonErr := applyByDaemon(ctx, d, force)
 		if errors.Is(daemonErr, control.ErrNoDaemon) { // the holder is none, or one that cannot be asked
-			return firewall.Plan{}, err
+			return Changes{}, err
 		}
 		return plan, daemonErr
 	}
 	if err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
 	defer release()
 	if !force {
-		if err := checkAgainstLastGood(ctx, d); err != nil {
+		err := errors.Join(checkAgainstLastGood(ctx, d), checkConfirmed(ctx, d.Config.StateDir, in))
+		if err != nil {
 			release()
 			return applyLastGood(ctx, d.Config.StateDir, configFile, err)
 		}
 	}
-	plan, err := applyRules(ctx, d)
+	plan, err := applyWithExtra(ctx, d, configFile)
 	if err != nil {
 		return plan, err
 	}
-	return plan, save(ctx, d.Config, in)
+	return plan, errors.Join(save(ctx, d.Config, in), forgetPending(ctx, d.Config.StateDir))
 }
 
 // applyLastGood stands in where cause keeps the files from being applied.
-func applyLastGood(ctx context.Context, dir, configFile string, cause error) (firewall.Plan, error) {
+func applyLastGood(ctx context.Context, dir, configFile string, cause error) (Changes, error) {
 	good, _, err := loadLastGood(ctx, dir, configFile)
 	if err != nil {
-		return firewall.Plan{}, fmt.Errorf("%w\nnothing was applied: %w", cause, err)
+		return Changes{}, fmt.Errorf("%w\nnothing was applied: %w", cause, err)
 	}
 	release, err := lockFor(ctx, good.Config)
 	if errors.Is(err, ErrLocked) {
-		return firewall.Plan{}, fmt.Errorf("%w\nnothing was applied: the daemon keeps the last good configuration in force", cause)
+		return Changes{}, fmt.Errorf("%w\nnothing was applied: the daemon keeps the last good configuration in force", cause)
 	}
 	if err != nil {
-		return firewall.Plan{}, errors.Join(cause, err)
+		return Changes{}, errors.Join(cause, err)
 	}
 	defer release()
-	plan, err := applyRules(ctx, good)
+	plan, err := applyWithExtra(ctx, good, filepath.Join(dir, lastGoodDir, acceptedConfig))
 	if err != nil {
 		return plan, fmt.Errorf("%w\nthe last good configuration in %s was not applied either: %w", cause, dir, err)
 	}
 	return plan, fmt.Errorf("%w\nthe last good configuration in %s is in force instead", cause, dir)
 }
 
-func applyByDaemon(ctx context.Context, d Desired, force bool) (firewall.Plan, error) {
+func applyByDaemon(ctx context.Context, d Desired, force bool) (Changes, error) {
 	client := control.NewClient(d.Config.RuntimeDir)
 	if _, err := client.Status(ctx); err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
-	fw, err := firewall.Open(ctx, d.Config.Firewall.Backend)
+	d, err := withExtra(ctx, d, d.Config.File)
 	if err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
-	got, err := fw.Observe(ctx)
+	plan, err := planFor(ctx, d)
 	if err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
-	plan := firewall.Diff(d.Rules, got)
 	if _, err = client.Apply(ctx, force); err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
 	return plan, nil
 }
 
-func applyRules(ctx context.Context, d Desired) (firewall.Plan, error) {
+func applyWithExtra(ctx context.Context, d Desired, configFile string) (Changes, error) {
+	d, err := withExtra(ctx, d, configFile)
+	if err != nil {
+		return Changes{}, err
+	}
+	return applyRules(ctx, d)
+}
+
+// applyRules brings the kernel to d and returns what it changed. What cannot be
+// read or written does not keep the rest from being put right.
+func applyRules(ctx context.Context, d Desired) (Changes, error) {
 	fw, err := firewall.Open(ctx, d.Config.Firewall.Backend)
 	if err != nil {
-		return firewall.Plan{}, err
+		return Changes{}, err
 	}
-	// A family that cannot be read does not keep the other from being written.
-	got, err := fw.Observe(ctx)
-	plan := firewall.Diff(d.Rules, got)
-	if applyErr := fw.Apply(ctx, plan); applyErr != nil {
-		return firewall.Plan{}, errors.Join(err, applyErr)
+	found, readErr := difference(ctx, fw, d)
+	done := found
+	sysctlErr := leaveHint(sysctl.Apply(ctx, found.Sysctl))
+	if sysctlErr != nil {
+		done.Sysctl = sysctl.Plan{}
+	}
+	if err := fw.Apply(ctx, found.Firewall); err != nil {
+		done.Firewall = firewall.Plan{}
+		return done, errors.Join(readErr, sysctlErr, err)
+	}
+	if err := errors.Join(readErr, sysctlErr); err != nil {
+		return done, err
+	}
+	left, err := difference(ctx, fw, d)
+	if err != nil {
+		return done, err
+	}
+	if !left.Empty() {
+		return done, fmt.Errorf("the kernel still differs after it was written:\n%s", left)
+	}
+	done.Connections, err = cutUnwanted(ctx, d)
+	return done, err
+}
+
+// cutUnwanted comes after the rules: what is cut while they still allow it comes back.
+func cutUnwanted(ctx context.Context, d Desired) (firewall.Cuts, error) {
+	cuts, err := unwanted(ctx, d)
+	if err == nil {
+		err = firewall.Cut(ctx, cuts.Connections)
 	}
 	if err != nil {
-		return plan, err
+		return firewall.Cuts{}, err
 	}
-	if got, err = fw.Observe(ctx); err != nil {
-		return plan, err
-	}
-	if left := firewall.Diff(d.Rules, got); !left.Empty() {
-		return plan, fmt.Errorf("the rules still differ after they were written:\n%s", left)
-	}
-	return plan, nil
+	return cuts, nil
 }
 
 // Verification is what `verify` prints.
@@ -146,7 +231,7 @@ type VerifiedSvc struct {
 // the rules with the files. It asks the kernel, not the daemon.
 func Verify(ctx context.Context, configFile, service string) (Verification, error) {
 	v := Verification{Problems: []string{}, Services: []VerifiedSvc{}, Findings: []launch.Finding{}}
-	d, err := Load(ctx, configFile)
+	d, err := loadAsked(ctx, configFile)
 	if err != nil {
 		return v, err
 	}
@@ -155,12 +240,7 @@ func Verify(ctx context.Context, configFile, service string) (Verification, erro
 			return v, fmt.Errorf("there is no service %q; services: %s", service, serviceNames(d.Config))
 		}
 	}
-	plan, err := Plan(ctx, configFile)
-	if err != nil {
-		v.Problems = append(v.Problems, "netfilter: "+err.Error())
-	} else if !plan.Empty() {
-		v.Problems = append(v.Problems, "netfilter: the kernel differs from the plan:\n"+plan.String())
-	}
+	v.addNode(ctx, d)
 	for i, spec := range d.Services {
 		if service != "" && spec.Service != service {
 			continue
@@ -169,6 +249,25 @@ func Verify(ctx context.Context, configFile, service string) (Verification, erro
 	}
 	v.OK = len(v.Problems) == 0
 	return v, nil
+}
+
+// addNode compares what is not a service's: sysctls, rules and sets, connections.
+func (v *Verification) addNode(ctx context.Context, d Desired) {
+	plan, err := planFor(ctx, d)
+	if err != nil {
+		v.Problems = append(v.Problems, "netfilter: "+err.Error())
+	}
+	for _, part := range []reconcile.Plan{plan.Sysctl, plan.Firewall} {
+		if !part.Empty() {
+			v.Problems = append(v.Problems, "netfilter: the kernel differs from the plan:\n"+part.String())
+		}
+	}
+	cuts, err := unwanted(ctx, d)
+	if err != nil {
+		v.Problems = append(v.Problems, "netfilter: "+err.Error())
+	} else if !cuts.Empty() {
+		v.Problems = append(v.Problems, "netfilter: connections that the rules would not let begin:\n"+cuts.String())
+	}
 }
 
 func (v *Verification) addService(ctx context.Context, cfg config.Config, svc config.Service, spec launch.Spec) {
@@ -190,8 +289,9 @@ func (v *Verification) addService(ctx context.Context, cfg config.Config, svc co
 	v.Problems = append(v.Problems, failures(svc.Name, findings)...)
 }
 
-// Teardown removes our rules and sets from both backends. It refuses to work
-// against a running daemon. With stop, services are ended first, fast.
+// Teardown removes our rules and sets from both backends and leaves sysctls as
+// they are. It refuses to work against a running daemon. With stop, services are
+// ended first, fast.
 func Teardown(ctx context.Context, configFile string, stop bool, log *slog.Logger) ([]string, error) {
 	cfg, err := LoadConfig(ctx, configFile)
 	if err != nil {
@@ -214,7 +314,12 @@ func Teardown(ctx context.Context, configFile string, stop bool, log *slog.Logge
 		done = append(done, text)
 	}
 	removed, err := firewall.Teardown(ctx)
-	return append(done, removed...), err
+	done = append(done, removed...)
+	if err == nil && cfg.Sysctl.Manage {
+		// What they were before is not known, and the next start may not be ours.
+		done = append(done, "network sysctls stay as they are until the next boot, or until something else sets them")
+	}
+	return done, err
 }
 
 func teardownService(ctx context.Context, spec supervise.Spec, stop bool, log *slog.Logger) (string, error) {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/pkg/config"
+	"github.com/pghardend/pghardend/pkg/firewall"
 )
 
 // settleTime is how soon a changed file is looked at again.
@@ -29,45 +31,93 @@ type fileSource struct {
 	seen       input                     // what the files held at the last look
 	inputErr   error                     // what is wrong with the files since they settled
 	saveErr    error
+	facts      *factReader
+
+	openings *openings
+	open     []firewall.Opening // in force at the last look
+	openSeen uint64             // their number, see follow
+	openUsed uint64             // and that of those in current
+	conf     confirmation
+
+	said Facts // what the services said at the last look
 }
 
 // newFileSource takes the files as they are or, if they are bad, the last good
 // ones of state_dir. It fails if there is neither.
 func newFileSource(ctx context.Context, configFile string, log *slog.Logger) (*fileSource, error) {
-	s := &fileSource{configFile: configFile, log: log, supervised: map[string]config.Service{}}
+	s := &fileSource{configFile: configFile, log: log, supervised: map[string]config.Service{}, facts: newFactReader(log)}
 	d, in, err := loadInput(ctx, configFile)
-	if err == nil {
-		err = checkAgainstLastGood(ctx, d)
-	}
+	err = s.resume(ctx, d, in, err)
 	s.current, s.currentIn, s.seen = d, in, in
-	if err == nil {
-		return s, nil
+	if err != nil {
+		dir := stateDir(ctx, configFile)
+		good, goodIn, goodErr := loadLastGood(ctx, dir, configFile)
+		if goodErr != nil {
+			return nil, fmt.Errorf("%w\nnothing is enforced, because %w; correct the files (`pghardend validate` checks them) and start again", err, goodErr)
+		}
+		log.Error("using the last good configuration", "from", dir, "because", err)
+		s.current, s.currentIn = good, goodIn
 	}
-	dir := stateDir(ctx, configFile)
-	good, goodIn, goodErr := loadLastGood(ctx, dir, configFile)
-	if goodErr != nil {
-		return nil, fmt.Errorf("%w\nnothing is enforced, because %w; correct the files (`pghardend validate` checks them) and start again", err, goodErr)
-	}
-	log.Error("using the last good configuration", "from", dir, "because", err)
-	s.current, s.currentIn = good, goodIn
+	s.recordPending(ctx)
+	s.openings = newOpenings(ctx, s.current.Config.StateDir, log)
+	s.show()
 	return s, nil
 }
 
 // Load implements reconcile.Source.
 func (s *fileSource) Load(ctx context.Context, force bool) (reconcile.Desired, error) {
+	var openErr error
+	s.open, s.openSeen, openErr = s.openings.follow(ctx)
 	settled := s.refresh(ctx, force)
-	switch {
-	case s.generation == 0:
-		s.accept(ctx, s.current, s.currentIn)
-	case s.saveErr != nil:
+	s.decide(ctx)
+	buildErr := s.update(ctx)
+	if s.saveErr != nil {
 		s.saveErr = s.save(ctx)
 	}
-	d := reconcile.Desired{Generation: s.generation, Resources: s.resources(s.current)}
-	if !settled {
-		d.Recheck = settleTime
+	if s.conf.err != nil {
+		s.recordPending(ctx)
 	}
-	return d, errors.Join(s.inputErr, s.saveErr)
+	d := reconcile.Desired{Generation: s.generation, Resources: s.resources(s.current), Recheck: s.openings.next()}
+	if w := s.conf.waits; w != nil {
+		d.Recheck = sooner(d.Recheck, max(time.Until(w.until), time.Millisecond))
+	}
+	if !settled {
+		d.Recheck = sooner(d.Recheck, settleTime)
+	}
+	return d, errors.Join(s.inputErr, s.saveErr, openErr, s.conf.err, buildErr)
 }
+
+// sooner is the lesser of two times, of which 0 is never.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b < a {
+		return b
+	}
+	return a
+}
+
+// update takes what changed beside the files into the current state: openings,
+// and what the services say, which are asked with the accepted configuration.
+func (s *fileSource) update(ctx context.Context) error {
+	if s.generation == 0 {
+		s.accept(ctx, s.current, s.currentIn)
+		s.openUsed = 0 // it was built without any
+	}
+	s.said = s.facts.read(ctx, s.current.Config, filepath.Join(s.current.Config.RuntimeDir, acceptedConfig))
+	if s.openUsed == s.openSeen && s.said.equal(s.current.Extra.Facts) {
+		return nil
+	}
+	d, err := s.rebuilt(s.current)
+	if err == nil {
+		s.accept(ctx, d, s.currentIn)
+	}
+	return err
+}
+
+func (s *fileSource) rebuilt(d Desired) (Desired, error) {
+	return Build(d.Config, d.Peers, s.extra())
+}
+
+func (s *fileSource) extra() Extra { return Extra{Facts: s.said, Openings: s.open} }
 
 // refresh looks at the files. A change counts, be it for good or bad, once it
 // has settled: a file that is being written in place must look the same twice.
@@ -81,19 +131,28 @@ func (s *fileSource) refresh(ctx context.Context, force bool) (settled bool) {
 	if err == nil {
 		err = s.take(ctx, in, cfg, force)
 	}
-	if err != nil {
-		err = fmt.Errorf("the last good configuration stays in force: %w", err)
-	}
-	s.inputErr = err
+	s.inputErr = goodStays(err)
 	return true
+}
+
+func goodStays(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("the last good configuration stays in force: %w", err)
 }
 
 // take makes a settled input the current one if it is good.
 func (s *fileSource) take(ctx context.Context, in input, cfg config.Config, force bool) error {
-	if in.equal(s.currentIn) {
-		return nil
+	insisted := force || s.conf.orders.get().within > 0
+	if s.conf.rejected != "" && s.conf.rejected == in.hash() && !insisted {
+		return errNotConfirmed
 	}
-	d, err := in.build(cfg)
+	if in.equal(s.currentIn) {
+		s.forgive(ctx)
+		return s.hold(ctx)
+	}
+	d, err := in.build(cfg, s.extra())
 	if err != nil {
 		return err
 	}
@@ -101,12 +160,11 @@ func (s *fileSource) take(ctx context.Context, in input, cfg config.Config, forc
 		return err
 	}
 	if !force {
-		if err := config.CheckChange(s.current.Peers, d.Peers); err != nil {
+		if err := checkNext(&s.current, d); err != nil {
 			return err
 		}
 	}
-	s.accept(ctx, d, in)
-	return nil
+	return s.change(ctx, d, in)
 }
 
 // checkFixed refuses changes of what a running daemon cannot change.
@@ -153,7 +211,7 @@ func orNone(s string) string {
 // accept makes d the current state and keeps copies of its text. A copy that
 // cannot be written degrades the daemon but does not hold up the state.
 func (s *fileSource) accept(ctx context.Context, d Desired, in input) {
-	s.current, s.currentIn = d, in
+	s.current, s.currentIn, s.openUsed = d, in, s.openSeen
 	s.generation++
 	s.saveErr = s.save(ctx)
 	for _, svc := range d.Config.Services {
@@ -165,6 +223,10 @@ func (s *fileSource) accept(ctx context.Context, d Desired, in input) {
 	}
 }
 
+// save keeps what is in force, and what is not confirmed for the launch stage alone.
 func (s *fileSource) save(ctx context.Context) error {
-	return save(ctx, s.current.Config, s.currentIn)
+	if s.conf.waits != nil {
+		return keep(ctx, s.currentIn, s.current.Config.RuntimeDir)
+	}
+	return keep(ctx, s.currentIn, filepath.Join(s.current.Config.StateDir, lastGoodDir), s.current.Config.RuntimeDir)
 }

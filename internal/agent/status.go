@@ -26,6 +26,7 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 		State: control.StateOK, Reasons: []string{}, PID: os.Getpid(), Backend: a.fw.Backend(),
 		Generation: snap.Generation, LastReconcile: snap.LastPass,
 		Services: []control.Service{}, Drift: []control.Drift{},
+		Openings: a.source.openings.open(), Pending: a.source.conf.shown.Load(),
 	}
 	for _, p := range snap.Problems {
 		s.Reasons = append(s.Reasons, fmt.Sprintf("%s: %s (since %s)", p.What, p.Text, p.Since.Format(time.RFC3339)))

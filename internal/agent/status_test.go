@@ -127,11 +127,11 @@ func TestStatusTellsProblemsAndDrift(t *testing.T) {
 	rules := &fakeRules{}
 	a := testAgent(t, s, rules)
 	run(t, a)
-	if st, err := a.Apply(t.Context(), false); err != nil || st.State != control.StateOK || len(st.Reasons) != 0 {
+	if st, err := a.Apply(t.Context(), control.ApplyRequest{}); err != nil || st.State != control.StateOK || len(st.Reasons) != 0 {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	rules.set("flushed", nil)
-	st, err := a.Apply(t.Context(), false)
+	st, err := a.Apply(t.Context(), control.ApplyRequest{})
 	if err != nil || len(st.Drift) == 0 {
 		t.Fatalf("%+v, %v", st, err)
 	}
@@ -140,7 +140,7 @@ func TestStatusTellsProblemsAndDrift(t *testing.T) {
 	}
 	rules.set("flushed again", errors.New("xtables lock held"))
 	f.write(f.peers, "")
-	_, err = a.Apply(t.Context(), false)
+	_, err = a.Apply(t.Context(), control.ApplyRequest{})
 	contains(t, err, "xtables lock held", "peers.yaml:1: the file is empty", stays)
 	st = a.Status(t.Context())
 	if st.State != control.StateDegraded || len(st.Reasons) != 2 || st.Layers[0].Enforced {

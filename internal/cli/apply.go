@@ -3,22 +3,33 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"os/signal"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/agent"
+	"github.com/pghardend/pghardend/internal/control"
 )
 
 func newApply(o *options) *cobra.Command {
-	var force bool
+	var request control.ApplyRequest
 	c := o.jsonFlag(&cobra.Command{
 		Use:   "apply",
 		Short: "Bring the rules to the state of the files, once",
 		Long: "Bring the rules to the state of the files, once, and print what changed.\n" +
-			"If the daemon is running, it does the work.",
+			"If the daemon is running, it does the work.\n\n" +
+			"With --confirm-within, the state before is put back unless somebody says\n" +
+			"`pghardend confirm` in time. Where no daemon is running, the command stays to see\n" +
+			"to that, also if its terminal goes away; Ctrl-C puts the state before back at once.\n" +
+			"A change that the daemon took up by itself in the last 2 minutes counts as well.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plan, err := agent.Apply(cmd.Context(), o.config, force)
+			if cmd.Flags().Changed("confirm-within") {
+				return o.applyPending(cmd, request)
+			}
+			plan, err := agent.Apply(cmd.Context(), o.config, request.Force)
 			if err != nil && plan.Empty() {
 				return err
 			}
@@ -31,6 +42,55 @@ func newApply(o *options) *cobra.Command {
 			return nil
 		},
 	})
-	c.Flags().BoolVar(&force, "force", false, "accept a peer list that looks suspicious, such as one that lost most of its nodes")
+	c.Flags().BoolVar(&request.Force, "force", false, "accept what looks suspicious, such as a peer list that lost most of its nodes or rules that let no operator in")
+	c.Flags().DurationVar(&request.ConfirmWithin, "confirm-within", 0, "put the state before back unless confirmed in this time (10s to 1h)")
 	return c
+}
+
+// applyPending must outlive the session that the change may just have cut off.
+func (o *options) applyPending(cmd *cobra.Command, r control.ApplyRequest) error {
+	if r.ConfirmWithin == 0 {
+		return errors.New("--confirm-within: 0s is no time to confirm in; leave it out to apply for good")
+	}
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	waits := false
+	err := agent.ApplyPending(cmd.Context(), o.config, r, func(a agent.Applied) error {
+		waits = !a.Until.IsZero() && !a.ByDaemon
+		// A terminal that has gone is no reason to go back; nobody may read this.
+		_ = o.printApplied(a)
+		return nil
+	})
+	if err == nil && waits && !o.json {
+		fmt.Fprintln(o.out, "confirmed")
+	}
+	return err
+}
+
+// appliedJSON is planJSON and until when the change has to be confirmed.
+type appliedJSON struct {
+	planJSON
+	Until *time.Time `json:"confirm_until,omitempty"`
+}
+
+func (o *options) printApplied(a agent.Applied) error {
+	if o.json {
+		out := appliedJSON{planJSON: planToJSON(a.Changes)}
+		if !a.Until.IsZero() {
+			out.Until = &a.Until
+		}
+		return o.printJSON(out)
+	}
+	if err := o.printPlan(a.Changes, "no rule or set differs"); err != nil {
+		return err
+	}
+	if a.Until.IsZero() {
+		_, err := fmt.Fprintln(o.out, "there is nothing to confirm")
+		return err
+	}
+	who := "this command waits for that"
+	if a.ByDaemon {
+		who = "the daemon waits for that"
+	}
+	_, err := fmt.Fprintf(o.out, "in force until %s, unless `pghardend confirm` is said before; %s\n", a.Until.Format(time.RFC3339), who)
+	return err
 }

@@ -10,6 +10,7 @@
 //	1       an error, named on standard error
 //	2       plan: there are changes
 //	3       status, verify: degraded
+//	4       explain: denied
 //	5       run, apply, teardown: another pghardend is at work
 //	70–93   exec: one code for each step of the launch that can fail
 package cli
@@ -121,7 +122,8 @@ func newRoot(o *options) *cobra.Command {
 	root.SetErr(o.errOut)
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig, "configuration file")
 	root.AddCommand(
-		newRun(o), newValidate(o), newPlan(o), newApply(o), newStatus(o), newVerify(o),
+		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newVerify(o),
+		newExplain(o), newOpen(o), newClose(o),
 		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
 	return root
 }

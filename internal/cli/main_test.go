@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -124,7 +125,7 @@ func daemon(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o700))
 	ctx, cancel := context.WithCancel(context.Background())
-	server, err := control.Listen(ctx, dir, canned(status), slog.New(slog.DiscardHandler))
+	server, err := control.Listen(ctx, dir, &canned{status}, slog.New(slog.DiscardHandler))
 	ts.Check(err)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx) }()
@@ -135,20 +136,49 @@ func daemon(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // canned is a daemon that always has the same status.
-type canned control.Status
+type canned struct{ status control.Status }
 
-func (c canned) Status(context.Context) control.Status { return control.Status(c) }
+func (c *canned) Status(context.Context) control.Status { return c.status }
 
-func (c canned) Apply(context.Context, bool) (control.Status, error) {
-	return control.Status(c), errors.New("nothing is applied here")
+func (c *canned) Apply(_ context.Context, r control.ApplyRequest) (control.Status, error) {
+	if r.ConfirmWithin != 0 {
+		return c.status, nil
+	}
+	return c.status, errors.New("nothing is applied here")
 }
 
-func (c canned) StartService(_ context.Context, name string) error { return c.know(name) }
+func (c *canned) Confirm(context.Context, string) (control.Status, error) {
+	if c.status.Pending == nil {
+		return c.status, fmt.Errorf("%w: there is nothing to confirm", control.ErrRefused)
+	}
+	return c.status, nil
+}
 
-func (c canned) StopService(_ context.Context, name string) error { return c.know(name) }
+func (c *canned) Openings(context.Context) []control.Opening { return c.status.Openings }
 
-func (c canned) know(name string) error {
-	if !slices.ContainsFunc(c.Services, func(s control.Service) bool { return s.Name == name }) {
+func (c *canned) Open(_ context.Context, r control.OpenRequest) (control.Opening, error) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return control.Opening{
+		ID: "0a1b2c", From: r.From, Proto: r.Proto, Port: r.Port, Opened: at, Until: at.Add(r.For), Reason: r.Reason, By: r.By,
+	}, nil
+}
+
+func (c *canned) Close(_ context.Context, id, by string) (control.Opening, error) {
+	i := slices.IndexFunc(c.status.Openings, func(o control.Opening) bool { return o.ID == id })
+	if i < 0 {
+		return control.Opening{}, fmt.Errorf("%w %q; `pghardend status` lists them", control.ErrNoSuch, id)
+	}
+	o := c.status.Openings[i]
+	o.EndedBy = by
+	return o, nil
+}
+
+func (c *canned) StartService(_ context.Context, name string) error { return c.know(name) }
+
+func (c *canned) StopService(_ context.Context, name string) error { return c.know(name) }
+
+func (c *canned) know(name string) error {
+	if !slices.ContainsFunc(c.status.Services, func(s control.Service) bool { return s.Name == name }) {
 		return fmt.Errorf("%w %q; `pghardend status` lists them", control.ErrNotFound, name)
 	}
 	return nil

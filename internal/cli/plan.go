@@ -31,12 +31,23 @@ func newPlan(o *options) *cobra.Command {
 	})
 }
 
-func (o *options) printPlan(plan firewall.Plan, whenEmpty string) error {
+// planJSON is what `plan --json` and `apply --json` print.
+type planJSON struct {
+	Changes     []firewall.Change `json:"changes"`     // of rules and sets
+	Foreign     []string          `json:"foreign"`     // rules of others that matter to ours
+	Sysctls     []sysctlJSON      `json:"sysctls"`     // to set
+	Connections []string          `json:"connections"` // that apply cut
+}
+
+type sysctlJSON struct {
+	Key  string `json:"key"`
+	Have string `json:"have"`
+	Want string `json:"want"`
+}
+
+func (o *options) printPlan(plan agent.Changes, whenEmpty string) error {
 	if o.json {
-		return o.printJSON(struct {
-			Changes []firewall.Change `json:"changes"`
-			Foreign []string          `json:"foreign"`
-		}{append([]firewall.Change{}, plan.Changes...), append([]string{}, plan.Foreign...)})
+		return o.printJSON(planToJSON(plan))
 	}
 	text := plan.String()
 	if plan.Empty() {
@@ -44,6 +55,22 @@ func (o *options) printPlan(plan firewall.Plan, whenEmpty string) error {
 	}
 	_, err := fmt.Fprint(o.out, text)
 	return err
+}
+
+func planToJSON(plan agent.Changes) planJSON {
+	p := planJSON{
+		Changes:     append([]firewall.Change{}, plan.Firewall.Changes...),
+		Foreign:     append([]string{}, plan.Firewall.Foreign...),
+		Sysctls:     []sysctlJSON{},
+		Connections: []string{},
+	}
+	for _, c := range plan.Sysctl.Changes {
+		p.Sysctls = append(p.Sysctls, sysctlJSON(c))
+	}
+	for _, c := range plan.Connections.Connections {
+		p.Connections = append(p.Connections, c.String())
+	}
+	return p
 }
 
 func (o *options) printJSON(v any) error {

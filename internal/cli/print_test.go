@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/pghardend/pghardend/internal/agent"
 	"github.com/pghardend/pghardend/internal/launch"
 	"github.com/pghardend/pghardend/pkg/firewall"
+	"github.com/pghardend/pghardend/pkg/sysctl"
 )
 
 func TestExitCode(t *testing.T) {
@@ -44,11 +46,11 @@ func TestPrintVerification(t *testing.T) {
 		v    agent.Verification
 		want string
 	}{
-		{agent.Verification{OK: true}, "all 0 checks passed; rules and sets equal the plan\n"},
+		{agent.Verification{OK: true}, "all 0 checks passed; rules, sets and sysctls equal the plan\n"},
 		{agent.Verification{OK: true, Services: services, Findings: []launch.Finding{finding}}, `PID  LAYER    CHECK  WANT  GOT  OK
 7    seccomp  mode   2     2    yes
 service postgres: 2 processes, the first is 7
-all 1 checks passed; rules and sets equal the plan
+all 1 checks passed; rules, sets and sysctls equal the plan
 `},
 		{agent.Verification{Services: services, Findings: []launch.Finding{finding, bad}, Problems: []string{"process 8: seccomp mode is 0, not 2", "netfilter: differs\n"}}, `PID  LAYER    CHECK  WANT  GOT  OK
 7    seccomp  mode   2     2    yes
@@ -70,20 +72,57 @@ service postgres: 2 processes, the first is 7
 }
 
 func TestPrintPlan(t *testing.T) {
-	plan := firewall.Plan{Changes: []firewall.Change{{Resource: "chain", Family: "ipv4", Name: "PGHARDEND-IN", Problem: "differs", Lines: []string{"+ -j DROP"}}}}
+	rules := firewall.Plan{
+		Changes: []firewall.Change{{Resource: "chain", Family: "ipv4", Name: "PGHARDEND-IN", Problem: "differs", Lines: []string{"+ -j DROP"}}},
+		Foreign: []string{"-A INPUT -j ACCEPT"},
+	}
+	all := agent.Changes{
+		Firewall:    rules,
+		Sysctl:      sysctl.Plan{Changes: []sysctl.Change{{Key: "net.ipv4.tcp_syncookies", Have: "0", Want: "1"}}},
+		Connections: firewall.Cuts{Connections: []firewall.Connection{{Proto: "udp", Src: netip.MustParseAddrPort("10.0.0.1:7"), Dst: netip.MustParseAddrPort("10.0.0.2:9")}}},
+	}
 	for _, tt := range []struct {
-		plan firewall.Plan
+		plan agent.Changes
 		json bool
 		want string
 	}{
-		{firewall.Plan{}, false, "nothing to do\n"},
-		{firewall.Plan{}, true, "{\n  \"changes\": [],\n  \"foreign\": []\n}\n"},
-		{plan, false, "ipv4 chain PGHARDEND-IN: differs\n  + -j DROP\n"},
+		{agent.Changes{}, false, "nothing to do\n"},
+		{agent.Changes{}, true, `{
+  "changes": [],
+  "foreign": [],
+  "sysctls": [],
+  "connections": []
+}
+`},
+		{all, false, `sysctl net.ipv4.tcp_syncookies: is 0, want 1
+ipv4 chain PGHARDEND-IN: differs
+  + -j DROP
+foreign rule above our jump, kept: -A INPUT -j ACCEPT
+connection udp 10.0.0.1:7 to 10.0.0.2:9: not allowed any more
+`},
+		{agent.Changes{Sysctl: all.Sysctl, Connections: all.Connections}, true, `{
+  "changes": [],
+  "foreign": [],
+  "sysctls": [
+    {
+      "key": "net.ipv4.tcp_syncookies",
+      "have": "0",
+      "want": "1"
+    }
+  ],
+  "connections": [
+    "udp 10.0.0.1:7 to 10.0.0.2:9"
+  ]
+}
+`},
 	} {
 		var out bytes.Buffer
 		o := &options{out: &out, json: tt.json}
-		if err := o.printPlan(tt.plan, "nothing to do"); err != nil || out.String() != tt.want {
-			t.Errorf("%q, %v, want %q", out.String(), err, tt.want)
+		if err := o.printPlan(tt.plan, "nothing to do"); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(tt.want, out.String()); d != "" {
+			t.Errorf("(-want +got)\n%s", d)
 		}
 	}
 }

@@ -38,7 +38,7 @@ func newStatus(o *options) *cobra.Command {
 			if o.json {
 				err = o.printJSON(s)
 			} else {
-				err = printStatus(o.out, s)
+				err = printStatus(o.out, s, time.Now())
 			}
 			if err == nil && s.State != control.StateOK {
 				err = &codeError{code: exitDegraded}
@@ -54,7 +54,7 @@ func noDaemon(ctx context.Context, configFile string, cause error) control.Statu
 	s := control.Status{
 		Version: version, State: control.StateDegraded,
 		Reasons: []string{cause.Error() + ", so nothing is watched or repaired; start the daemon (systemctl start pghardend), `pghardend verify` says how things stand"},
-		Layers:  []control.Layer{}, Services: []control.Service{}, Drift: []control.Drift{},
+		Layers:  []control.Layer{}, Services: []control.Service{}, Drift: []control.Drift{}, Openings: []control.Opening{},
 	}
 	d, err := agent.Load(ctx, configFile)
 	if err != nil {
@@ -64,7 +64,7 @@ func noDaemon(ctx context.Context, configFile string, cause error) control.Statu
 	return s
 }
 
-func printStatus(out io.Writer, s control.Status) error {
+func printStatus(out io.Writer, s control.Status, now time.Time) error {
 	fmt.Fprint(out, s.State)
 	if s.Node != "" {
 		fmt.Fprintf(out, ": node %s (%s) of instance %s", s.Node, s.Role, s.Instance)
@@ -72,6 +72,9 @@ func printStatus(out io.Writer, s control.Status) error {
 	fmt.Fprintln(out)
 	for _, r := range s.Reasons {
 		fmt.Fprintf(out, "  ! %s\n", strings.ReplaceAll(digest(r, shownLines), "\n", "\n    "))
+	}
+	if p := s.Pending; p != nil {
+		fmt.Fprintf(out, "  ? a change goes back at %s (%s left), unless `pghardend confirm` is said before\n", p.Until.Format(time.RFC3339), left(p.Until, now))
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(s.Layers) > 0 {
@@ -86,10 +89,21 @@ func printStatus(out io.Writer, s control.Status) error {
 	for _, svc := range s.Services {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\n", svc.Name, svc.State, svc.PID, svc.Processes, svc.Restarts, svc.Since.Format(time.RFC3339))
 	}
+	if len(s.Openings) > 0 {
+		fmt.Fprintln(w, "\nOPENING\tLETS IN\tUNTIL\tLEFT\tBY\tREASON")
+	}
+	for _, x := range s.Openings {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", x.ID, openingText(x), x.Until.Format(time.RFC3339), left(x.Until, now), x.By, x.Reason)
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	return printDrift(out, s.Drift)
+}
+
+// left is how much time there is until then, to the second.
+func left(until, now time.Time) string {
+	return max(0, until.Sub(now)).Round(time.Second).String()
 }
 
 func printDrift(out io.Writer, drift []control.Drift) error {

@@ -14,8 +14,9 @@ func newTeardown(o *options) *cobra.Command {
 	c := o.jsonFlag(&cobra.Command{
 		Use:   "teardown",
 		Short: "Remove our rules and sets from the kernel",
-		Long: "Remove our rules and sets from the kernel. Foreign rules and sets stay. The\n" +
-			"daemon must not be running. Services go on, unless --stop-services ends them.",
+		Long: "Remove our rules and sets from the kernel. Foreign rules and sets stay, and so do\n" +
+			"sysctls as they are now. The daemon must not be running. Services go on, unless\n" +
+			"--stop-services ends them.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			done, err := agent.Teardown(cmd.Context(), o.config, stop, o.logger(o.errOut))

@@ -54,7 +54,7 @@ func (o *options) printVerification(v agent.Verification) error {
 		fmt.Fprintf(o.out, "! %s\n", strings.TrimSpace(p))
 	}
 	if v.OK {
-		fmt.Fprintf(o.out, "all %d checks passed; rules and sets equal the plan\n", len(v.Findings))
+		fmt.Fprintf(o.out, "all %d checks passed; rules, sets and sysctls equal the plan\n", len(v.Findings))
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,31 +53,85 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.statusPatience)
 	defer cancel()
 	var s Status
-	err := c.call(ctx, http.MethodGet, "/v1/status", &s)
+	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 	return s, err
 }
 
 // Apply asks for one pass. force accepts a suspicious input.
 func (c *Client) Apply(ctx context.Context, force bool) (Status, error) {
+	return c.ApplyPending(ctx, ApplyRequest{Force: force})
+}
+
+// ApplyPending asks for a pass whose change may have to be confirmed.
+func (c *Client) ApplyPending(ctx context.Context, r ApplyRequest) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, applyPatience)
+	defer cancel()
+	query := url.Values{"force": {strconv.FormatBool(r.Force)}}
+	if r.ConfirmWithin != 0 {
+		query.Set("confirm_within", r.ConfirmWithin.String())
+	}
+	var s Status
+	err := c.call(ctx, http.MethodPost, "/v1/apply?"+query.Encode(), nil, &s)
+	return s, err
+}
+
+// Confirm keeps a change that would go back.
+func (c *Client) Confirm(ctx context.Context) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, applyPatience)
 	defer cancel()
 	var s Status
-	err := c.call(ctx, http.MethodPost, "/v1/apply?force="+strconv.FormatBool(force), &s)
+	err := c.call(ctx, http.MethodPost, "/v1/confirm", nil, &s)
 	return s, err
+}
+
+// Openings lists the openings, those that ended too.
+func (c *Client) Openings(ctx context.Context) ([]Opening, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.statusPatience)
+	defer cancel()
+	var list []Opening
+	err := c.call(ctx, http.MethodGet, "/v1/openings", nil, &list)
+	return list, err
+}
+
+// Open makes an opening and waits until it is in the kernel.
+func (c *Client) Open(ctx context.Context, r OpenRequest) (Opening, error) {
+	ctx, cancel := context.WithTimeout(ctx, applyPatience)
+	defer cancel()
+	body := openBody{From: r.From, Proto: r.Proto, Port: r.Port, For: r.For.String(), Reason: r.Reason}
+	var o Opening
+	err := c.call(ctx, http.MethodPost, "/v1/openings", body, &o)
+	return o, err
+}
+
+// Close ends an opening and waits until it is gone from the kernel.
+func (c *Client) Close(ctx context.Context, id string) (Opening, error) {
+	ctx, cancel := context.WithTimeout(ctx, applyPatience)
+	defer cancel()
+	var o Opening
+	err := c.call(ctx, http.MethodDelete, "/v1/openings/"+url.PathEscape(id), nil, &o)
+	return o, err
 }
 
 // StartService starts a stopped service and waits until it is ready.
 func (c *Client) StartService(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/v1/services/"+url.PathEscape(name)+"/start", nil)
+	return c.call(ctx, http.MethodPost, "/v1/services/"+url.PathEscape(name)+"/start", nil, nil)
 }
 
 // StopService stops a service and waits for its end.
 func (c *Client) StopService(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/v1/services/"+url.PathEscape(name)+"/stop", nil)
+	return c.call(ctx, http.MethodPost, "/v1/services/"+url.PathEscape(name)+"/stop", nil, nil)
 }
 
-func (c *Client) call(ctx context.Context, method, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://pghardend"+path, nil)
+func (c *Client) call(ctx context.Context, method, path string, body, into any) error {
+	var text io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("cannot ask the daemon: %w", err)
+		}
+		text = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://pghardend"+path, text)
 	if err != nil {
 		return fmt.Errorf("cannot ask the daemon: %w", err)
 	}

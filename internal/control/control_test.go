@@ -2,29 +2,45 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // backend is a daemon whose answers a test decides on.
 type backend struct {
 	status  Status
-	apply   func(ctx context.Context, force bool) (Status, error)
+	apply   func(ctx context.Context, r ApplyRequest) (Status, error)
+	confirm func(by string) (Status, error)
+	open    func(r OpenRequest) (Opening, error)
+	close   func(id, by string) (Opening, error)
+	list    []Opening
 	service func(ctx context.Context, verb, name string) error
 }
 
 func (b *backend) Status(context.Context) Status { return b.status }
 
-func (b *backend) Apply(ctx context.Context, force bool) (Status, error) { return b.apply(ctx, force) }
+func (b *backend) Apply(ctx context.Context, r ApplyRequest) (Status, error) { return b.apply(ctx, r) }
+
+func (b *backend) Confirm(_ context.Context, by string) (Status, error) { return b.confirm(by) }
+
+func (b *backend) Openings(context.Context) []Opening { return b.list }
+
+func (b *backend) Open(_ context.Context, r OpenRequest) (Opening, error) { return b.open(r) }
+
+func (b *backend) Close(_ context.Context, id, by string) (Opening, error) { return b.close(id, by) }
 
 func (b *backend) StartService(ctx context.Context, name string) error {
 	return b.service(ctx, "start", name)
@@ -142,8 +158,8 @@ func TestRequestsReachTheBackend(t *testing.T) {
 	}
 	var calls []call
 	b := &backend{
-		apply: func(_ context.Context, force bool) (Status, error) {
-			calls = append(calls, call{verb: "apply", force: force})
+		apply: func(_ context.Context, r ApplyRequest) (Status, error) {
+			calls = append(calls, call{verb: "apply", force: r.Force})
 			return Status{Generation: 7}, nil
 		},
 		service: func(_ context.Context, verb, name string) error {
@@ -172,10 +188,106 @@ func TestRequestsReachTheBackend(t *testing.T) {
 	}
 }
 
+func TestOpeningsReachTheBackend(t *testing.T) {
+	var asked []string
+	note := func(format string, args ...any) { asked = append(asked, fmt.Sprintf(format, args...)) }
+	uid := fmt.Sprintf("uid %d", os.Getuid())
+	who := func(by string) bool { return by == uid || strings.HasPrefix(by, uid+", ") }
+	dir, stop := serve(t, &backend{
+		apply: func(_ context.Context, r ApplyRequest) (Status, error) {
+			note("apply %v %v", r.Force, r.ConfirmWithin)
+			return Status{Pending: &Pending{}}, nil
+		},
+		confirm: func(by string) (Status, error) {
+			note("confirm %v", who(by))
+			return Status{}, nil
+		},
+		open: func(r OpenRequest) (Opening, error) {
+			note("open %v %v %d %v %q %v", r.From, r.Proto, r.Port, r.For, r.Reason, who(r.By))
+			return Opening{ID: "0a1b2c"}, nil
+		},
+		close: func(id, by string) (Opening, error) {
+			note("close %q %v", id, who(by))
+			return Opening{ID: id}, nil
+		},
+		list: []Opening{{ID: "0a1b2c"}},
+	})
+	c := NewClient(dir)
+	if s, err := c.ApplyPending(t.Context(), ApplyRequest{Force: true, ConfirmWithin: 90 * time.Second}); err != nil || s.Pending == nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := c.Confirm(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r := OpenRequest{From: netip.MustParsePrefix("2001:db8::/64"), Proto: "udp", Port: 123, For: 30 * time.Minute, Reason: "a\"b", By: "somebody else"}
+	if o, err := c.Open(t.Context(), r); err != nil || o.ID != "0a1b2c" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if o, err := c.Close(t.Context(), "a/../b"); err != nil || o.ID != "a/../b" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if list, err := c.Openings(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	stop()
+	want := []string{"apply true 1m30s", "confirm true", `open 2001:db8::/64 udp 123 30m0s "a\"b" true`, `close "a/../b" true`}
+	if d := cmp.Diff(want, asked); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+// Who asks for a change that goes back must not get one that stays.
+func TestRequestsThatAreNotUnderstoodAreRefused(t *testing.T) {
+	dir, _ := serve(t, &backend{}) // any call of a method would panic
+	c := NewClient(dir)
+	for _, query := range []string{"confirm_within=60", "confirm_within=soon", "confirm=60s", "force=perhaps"} {
+		contains(t, c.call(t.Context(), http.MethodPost, "/v1/apply?"+query, nil, nil), "refused: "+strings.Split(query, "=")[0]+": ")
+	}
+	for body, says := range map[string]string{
+		`{"from": "192.0.2.0/24", "for": "30"}`:                               "for: ",
+		`{"from": "somewhere", "for": "30m"}`:                                 "cannot be read",
+		`{"from": "192.0.2.0/24", "for": "30m", "by": "me"}`:                  "unknown field",
+		`{"from": "192.0.2.0/24", "port": 65536, "for": "30m"}`:               "cannot be read",
+		`{"from": "192.0.2.0/24", "reason": "` + strings.Repeat("x", maxBody): "too large",
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://pghardend/v1/openings", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var f failure
+		if err := json.NewDecoder(resp.Body).Decode(&f); err != nil || resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%.60s: %s, %v", body, resp.Status, err)
+		}
+		resp.Body.Close()
+		contains(t, errors.New(f.Error), "refused: ", says)
+	}
+}
+
+func TestSudoUser(t *testing.T) {
+	for environ, want := range map[string]string{
+		"":                                     "",
+		"A=1\x00SUDO_USER=ada\x00B=2\x00":      "ada",
+		"XSUDO_USER=ada\x00":                   "",
+		"SUDO_USER=a\nb\x00":                   "",
+		"SUDO_USER=\x1b[2J\x00":                "",
+		"SUDO_USER=x\x00PGPASSWORD=secret":     "x",
+		"SUDO_USER=ada@EXAMPLE.ORG":            "ada@EXAMPLE.ORG",
+		"SUDO_USER=" + strings.Repeat("x", 99): "",
+	} {
+		if got := sudoUser([]byte(environ)); got != want {
+			t.Errorf("%q: %q, want %q", environ, got, want)
+		}
+	}
+}
+
 func TestErrorsReachTheClientVerbatim(t *testing.T) {
 	const text = "peers.yaml:7: nodes: the list is empty\npeers.yaml:9: \"x\": unknown key"
 	dir, _ := serve(t, &backend{
-		apply:   func(context.Context, bool) (Status, error) { return Status{}, errors.New(text) },
+		apply:   func(context.Context, ApplyRequest) (Status, error) { return Status{}, errors.New(text) },
 		service: func(_ context.Context, _, name string) error { return fmt.Errorf("%w %q", ErrNotFound, name) },
 	})
 	c := NewClient(dir)
@@ -189,7 +301,9 @@ func TestErrorsReachTheClientVerbatim(t *testing.T) {
 
 func TestHTTPStatus(t *testing.T) {
 	dir, _ := serve(t, &backend{
-		apply:   func(context.Context, bool) (Status, error) { return Status{}, errors.New("no") },
+		confirm: func(string) (Status, error) { return Status{}, fmt.Errorf("%w: nothing", ErrRefused) },
+		close:   func(id, _ string) (Opening, error) { return Opening{}, fmt.Errorf("%w %q", ErrNoSuch, id) },
+		apply:   func(context.Context, ApplyRequest) (Status, error) { return Status{}, errors.New("no") },
 		service: func(_ context.Context, _, name string) error { return fmt.Errorf("%w %q", ErrNotFound, name) },
 	})
 	c := NewClient(dir)
@@ -202,6 +316,11 @@ func TestHTTPStatus(t *testing.T) {
 		{http.MethodGet, "/v1/apply", http.StatusMethodNotAllowed}, // nothing changes with a GET
 		{http.MethodPost, "/v1/apply", http.StatusInternalServerError},
 		{http.MethodPost, "/v1/services/x/stop", http.StatusNotFound},
+		{http.MethodGet, "/v1/confirm", http.StatusMethodNotAllowed},
+		{http.MethodPost, "/v1/confirm", http.StatusBadRequest},
+		{http.MethodDelete, "/v1/openings/x", http.StatusNotFound},
+		{http.MethodDelete, "/v1/openings", http.StatusMethodNotAllowed},
+		{http.MethodGet, "/v1/openings", http.StatusOK},
 		{http.MethodGet, "/v2/status", http.StatusNotFound},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), tt.method, "http://pghardend"+tt.path, nil)
@@ -217,7 +336,7 @@ func TestHTTPStatus(t *testing.T) {
 			t.Errorf("%s %s: %s, want %d", tt.method, tt.path, resp.Status, tt.want)
 		}
 	}
-	err := c.call(t.Context(), http.MethodGet, "/v2/status", nil)
+	err := c.call(t.Context(), http.MethodGet, "/v2/status", nil, nil)
 	contains(t, err, "404", "of the same version")
 }
 

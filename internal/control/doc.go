@@ -4,6 +4,11 @@
 //
 //	GET  /v1/status                     → Status
 //	POST /v1/apply?force=true           → Status after one pass
+//	     …&confirm_within=60s           → Status with Pending: the change goes back unless confirmed
+//	POST /v1/confirm                    → Status
+//	GET  /v1/openings                   → [Opening], those that ended too
+//	POST /v1/openings                   → Opening, of {"from", "proto", "port", "for", "reason"}
+//	DELETE /v1/openings/ID              → Opening that has ended
 //	POST /v1/services/NAME/start|stop   → {}
 //
 // An error is {"error": "..."} with a status of 4xx or 5xx. A request lasts as
@@ -12,7 +17,8 @@
 // # Design
 //
 // The socket lies in runtime_dir with mode 0600, so that only root (or the
-// daemon's own user) can connect: the file mode is the access control. The
+// daemon's own user) can connect: the file mode is the access control. Who it was
+// that asked for an opening is recorded as the kernel says (SO_PEERCRED). The
 // server only passes requests on to a Backend and never writes to the kernel.
 // A slow or stuck client holds up nobody but itself.
 //

@@ -29,16 +29,24 @@ const (
 const maxPath = 107
 
 // Backend answers the requests. Its methods end early when ctx is done: when the
-// client has gone or the daemon is about to.
+// client has gone or the daemon is about to. by says for people who asks.
 type Backend interface {
 	Status(ctx context.Context) Status
-	Apply(ctx context.Context, force bool) (Status, error)
+	Apply(ctx context.Context, r ApplyRequest) (Status, error)
+	Confirm(ctx context.Context, by string) (Status, error)
+	Openings(ctx context.Context) []Opening // those that ended too, oldest first
+	Open(ctx context.Context, r OpenRequest) (Opening, error)
+	Close(ctx context.Context, id, by string) (Opening, error)
 	StartService(ctx context.Context, name string) error
 	StopService(ctx context.Context, name string) error
 }
 
-// ErrNotFound is what a Backend wraps for an unknown service.
-var ErrNotFound = errors.New("there is no service")
+// Errors that a Backend wraps.
+var (
+	ErrNotFound = errors.New("there is no service") // an unknown service
+	ErrNoSuch   = errors.New("there is no opening") // an unknown opening
+	ErrRefused  = errors.New("refused")             // asked for what may not be
+)
 
 // Server serves the API on one socket.
 type Server struct {
@@ -70,6 +78,7 @@ func Listen(ctx context.Context, dir string, backend Backend, log *slog.Logger) 
 		http: http.Server{
 			Handler:           routes(backend),
 			ReadHeaderTimeout: headerTimeout,
+			ConnContext:       withPeer,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		},
 	}, nil
@@ -115,24 +124,6 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-func routes(b Backend) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, b.Status(r.Context()), nil)
-	})
-	mux.HandleFunc("POST /v1/apply", func(w http.ResponseWriter, r *http.Request) {
-		status, err := b.Apply(r.Context(), r.URL.Query().Get("force") == "true")
-		answer(w, status, err)
-	})
-	mux.HandleFunc("POST /v1/services/{name}/start", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, struct{}{}, b.StartService(r.Context(), r.PathValue("name")))
-	})
-	mux.HandleFunc("POST /v1/services/{name}/stop", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, struct{}{}, b.StopService(r.Context(), r.PathValue("name")))
-	})
-	return mux
-}
-
 type failure struct {
 	Error string `json:"error"`
 }
@@ -140,8 +131,10 @@ type failure struct {
 func answer(w http.ResponseWriter, body any, err error) {
 	code := http.StatusOK
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrNoSuch):
 		code = http.StatusNotFound
+	case errors.Is(err, ErrRefused):
+		code = http.StatusBadRequest
 	case err != nil:
 		code = http.StatusInternalServerError
 	}

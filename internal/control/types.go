@@ -1,6 +1,9 @@
 package control
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // States of the whole.
 const (
@@ -22,7 +25,9 @@ type Status struct {
 	LastReconcile time.Time `json:"last_reconcile"`
 	Layers        []Layer   `json:"layers"`
 	Services      []Service `json:"services"`
-	Drift         []Drift   `json:"drift"` // oldest first
+	Drift         []Drift   `json:"drift"`    // oldest first
+	Openings      []Opening `json:"openings"` // in force, oldest first
+	Pending       *Pending  `json:"pending,omitempty"`
 }
 
 // Layer is one layer of one subject: the node or a service.
@@ -56,4 +61,49 @@ type Drift struct {
 	Repaired time.Time `json:"repaired"` // zero if it was not repaired
 	OpenMS   float64   `json:"open_ms"`  // at most so long
 	Error    string    `json:"error,omitempty"`
+}
+
+// Opening is a hole in the rules that closes by itself.
+type Opening struct {
+	ID      string       `json:"id"`
+	From    netip.Prefix `json:"from"`
+	Proto   string       `json:"proto"` // tcp or udp
+	Port    uint16       `json:"port"`
+	Opened  time.Time    `json:"opened"`
+	Until   time.Time    `json:"until"`
+	Reason  string       `json:"reason"`
+	By      string       `json:"by"`       // who asked for it
+	Ended   time.Time    `json:"ended"`    // zero while it is open
+	EndedBy string       `json:"ended_by"` // empty while it is open
+}
+
+// Pending is a change that goes back unless it is confirmed.
+type Pending struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
+
+// ApplyRequest is what Apply is asked to do.
+type ApplyRequest struct {
+	Force         bool          // accept an input that is suspicious
+	ConfirmWithin time.Duration // put the state before back after this time, unless confirmed; 0: keep the change
+}
+
+// OpenRequest asks for an Opening.
+type OpenRequest struct {
+	From   netip.Prefix
+	Proto  string
+	Port   uint16
+	For    time.Duration
+	Reason string
+	By     string // who asks; the server takes it from the socket, not from the request
+}
+
+// openBody is an OpenRequest on its way. A duration is written as 30m.
+type openBody struct {
+	From   netip.Prefix `json:"from"`
+	Proto  string       `json:"proto"`
+	Port   uint16       `json:"port"`
+	For    string       `json:"for"`
+	Reason string       `json:"reason"`
 }

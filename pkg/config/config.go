@@ -19,7 +19,6 @@ const (
 	DefaultRuntimeDir   = "/run/pghardend"
 	DefaultStateDir     = "/var/lib/pghardend"
 	defaultBackend      = "auto"
-	defaultScope        = "host"
 	defaultInterval     = time.Second
 	defaultStartTimeout = time.Minute
 	defaultStopTimeout  = time.Minute
@@ -36,6 +35,8 @@ type Config struct {
 	RuntimeDir string // absolute; default /run/pghardend
 	StateDir   string // absolute; default /var/lib/pghardend
 	Firewall   Firewall
+	Flows      map[string]FlowOverride // by row; may be nil
+	Sysctl     Sysctl
 	Reconcile  Reconcile
 	Services   []Service // sorted by name; may be empty
 
@@ -44,9 +45,16 @@ type Config struct {
 
 // Firewall chooses how and what to filter.
 type Firewall struct {
-	Backend string // auto, nft or legacy; default auto
-	Scope   string // host: drop whatever no flow allows
+	Backend    string   // auto, nft or legacy; default auto
+	Scope      string   // ScopeHost or ScopeSiblings; default host
+	AcceptWide []string `mapstructure:"accept_wide"` // networks that CheckChange does not find too wide
 }
+
+// What Firewall.Scope says about traffic that no flow allows.
+const (
+	ScopeHost     = "host"     // is dropped
+	ScopeSiblings = "siblings" // is dropped if it is with the network siblings, else left to the host's own firewall
+)
 
 // Reconcile says how often the kernel is compared with what is wanted.
 type Reconcile struct {
@@ -67,6 +75,12 @@ type Service struct {
 	OOMScoreAdj  *int             // -1000 to 1000, nil: as inherited
 	StartTimeout time.Duration    // 100ms to 24h; default 60s
 	StopTimeout  time.Duration    // 100ms to 24h; default 60s
+
+	// MaxConnections is how many clients the service takes, 1 to 262143; 0: the
+	// agent asks the program. The limits of service flows are derived from it.
+	MaxConnections int
+	// Helpers are the absolute paths of other programs that it may run.
+	Helpers []string
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -118,6 +132,8 @@ func (r *configReader) file(root *yaml.Node) {
 		{"runtime_dir", false, "", func(key string, n *yaml.Node) { r.path(key, n, DefaultRuntimeDir) }},
 		{"state_dir", false, "", func(key string, n *yaml.Node) { r.path(key, n, DefaultStateDir) }},
 		{"firewall", false, "", r.firewall},
+		{"flows", false, "", r.flows},
+		{"sysctl", false, "", r.sysctl},
 		{"reconcile", false, "", func(key string, n *yaml.Node) {
 			r.mapping(key, n, []field{{"interval", false, "interval: 1s", func(key string, n *yaml.Node) {
 				r.duration(key, n, minInterval, maxInterval, "1s")
@@ -149,14 +165,17 @@ func (r *configReader) peersFile(key string, n *yaml.Node) {
 func (r *configReader) firewall(key string, n *yaml.Node) {
 	r.mapping(key, n, []field{
 		{"backend", false, "backend: auto", func(key string, n *yaml.Node) { r.oneOf(key, n, []string{defaultBackend, "nft", "legacy"}) }},
-		{"scope", false, "", func(key string, n *yaml.Node) {
-			if n.Kind == yaml.ScalarNode && n.Value == "siblings" {
-				r.report(key, "scope siblings is not supported yet", "write `scope: "+defaultScope+"`")
-				return
-			}
-			r.oneOf(key, n, []string{defaultScope})
-		}},
+		{"scope", false, "", func(key string, n *yaml.Node) { r.oneOf(key, n, []string{ScopeHost, ScopeSiblings}) }},
+		{"accept_wide", false, "", func(key string, n *yaml.Node) { r.unique(key, n, "applications", r.wideNetwork) }},
 	})
+}
+
+func (r *configReader) wideNetwork(key string, n *yaml.Node) string {
+	s, ok := r.networkRef(key, n, "applications")
+	if ok && slices.Contains(notInFlows, s) {
+		r.report(key, s+" may be as wide as it is", "remove it from the list")
+	}
+	return s
 }
 
 // path returns the clean form of an absolute path other than /, else nothing. A path through
@@ -220,28 +239,32 @@ func shortDuration(d time.Duration) string {
 
 // rawConfig and rawService are the shape of the file for viper.
 type rawConfig struct {
-	Version    int                   `mapstructure:"version"`
-	Node       string                `mapstructure:"node"`
-	PeersFile  string                `mapstructure:"peers_file"`
-	RuntimeDir string                `mapstructure:"runtime_dir"`
-	StateDir   string                `mapstructure:"state_dir"`
-	Firewall   Firewall              `mapstructure:"firewall"`
-	Reconcile  Reconcile             `mapstructure:"reconcile"`
-	Services   map[string]rawService `mapstructure:"services"`
+	Version    int                     `mapstructure:"version"`
+	Node       string                  `mapstructure:"node"`
+	PeersFile  string                  `mapstructure:"peers_file"`
+	RuntimeDir string                  `mapstructure:"runtime_dir"`
+	StateDir   string                  `mapstructure:"state_dir"`
+	Firewall   Firewall                `mapstructure:"firewall"`
+	Flows      map[string]FlowOverride `mapstructure:"flows"`
+	Sysctl     Sysctl                  `mapstructure:"sysctl"`
+	Reconcile  Reconcile               `mapstructure:"reconcile"`
+	Services   map[string]rawService   `mapstructure:"services"`
 }
 
 type rawService struct {
-	Profile      string         `mapstructure:"profile"`
-	User         string         `mapstructure:"user"`
-	Groups       []string       `mapstructure:"groups"`
-	Command      []string       `mapstructure:"command"`
-	DataDir      string         `mapstructure:"data_dir"`
-	Limits       map[string]any `mapstructure:"limits"`
-	Capabilities []string       `mapstructure:"capabilities"`
-	Environment  []string       `mapstructure:"environment"`
-	OOMScoreAdj  *int           `mapstructure:"oom_score_adj"`
-	StartTimeout time.Duration  `mapstructure:"start_timeout"`
-	StopTimeout  time.Duration  `mapstructure:"stop_timeout"`
+	Profile        string         `mapstructure:"profile"`
+	User           string         `mapstructure:"user"`
+	Groups         []string       `mapstructure:"groups"`
+	Command        []string       `mapstructure:"command"`
+	DataDir        string         `mapstructure:"data_dir"`
+	Limits         map[string]any `mapstructure:"limits"`
+	Capabilities   []string       `mapstructure:"capabilities"`
+	Environment    []string       `mapstructure:"environment"`
+	OOMScoreAdj    *int           `mapstructure:"oom_score_adj"`
+	StartTimeout   time.Duration  `mapstructure:"start_timeout"`
+	StopTimeout    time.Duration  `mapstructure:"stop_timeout"`
+	MaxConnections int            `mapstructure:"max_connections"`
+	Helpers        []string       `mapstructure:"helpers"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -253,7 +276,8 @@ func decodeConfig(data []byte) (rawConfig, error) {
 	v.SetDefault("runtime_dir", DefaultRuntimeDir)
 	v.SetDefault("state_dir", DefaultStateDir)
 	v.SetDefault("firewall.backend", defaultBackend)
-	v.SetDefault("firewall.scope", defaultScope)
+	v.SetDefault("firewall.scope", ScopeHost)
+	v.SetDefault("sysctl.manage", true)
 	v.SetDefault("reconcile.interval", defaultInterval)
 	var raw rawConfig
 	if err := v.ReadConfig(bytes.NewReader(data)); err != nil {
@@ -268,7 +292,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 	c := Config{
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
-		Firewall: raw.Firewall, Reconcile: raw.Reconcile,
+		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile,
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)
@@ -286,8 +310,11 @@ func (raw rawService) service(name string) Service {
 	s := Service{
 		Name: name, Profile: raw.Profile, User: raw.User, Groups: raw.Groups, Command: raw.Command,
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
-		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout,
+		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)),
+	}
+	for _, helper := range raw.Helpers {
+		s.Helpers = append(s.Helpers, filepath.Clean(helper))
 	}
 	for resource, value := range raw.Limits {
 		s.Limits[resource] = limitOf(value)

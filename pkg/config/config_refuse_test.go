@@ -51,18 +51,18 @@ func TestConfigFileRefused(t *testing.T) {
 		{"unknown key in upper case", top + "NODE: pg-1\n",
 			"pghardend.yaml:3: NODE: unknown key; did you mean node?"},
 		{"unknown dotted key", top + "firewall.backend: nft\n",
-			"pghardend.yaml:3: \"firewall.backend\": unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, reconcile, services"},
+			"pghardend.yaml:3: \"firewall.backend\": unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services"},
 		{"duplicate key", top + "node: pg-1\n",
 			"pghardend.yaml:3: node: the key is here twice, first on line 2; remove one of the two"},
 		{"alias bomb", top + "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
 			"pghardend.yaml:3: YAML anchors (&a) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:3: a: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, reconcile, services\n" +
+				"pghardend.yaml:3: a: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services\n" +
 				"pghardend.yaml:4: YAML anchors (&b) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:4: YAML aliases (*a) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:4: b: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, reconcile, services\n" +
+				"pghardend.yaml:4: b: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services\n" +
 				"pghardend.yaml:5: YAML anchors (&c) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:5: YAML aliases (*b) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:5: c: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, reconcile, services"},
+				"pghardend.yaml:5: c: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services"},
 		{"merge key", top + "firewall: &f {scope: host}\nreconcile:\n  <<: *f\n",
 			"pghardend.yaml:3: YAML anchors (&f) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:5: YAML merge keys (<<) are not supported here; write the value out in full\n" +
@@ -101,10 +101,8 @@ func TestConfigFileRefused(t *testing.T) {
 			"pghardend.yaml:3: firewall.backend: \"nftables\" is unknown; known values: auto, nft, legacy"},
 		{"backend: misspelt", top + "firewall: {backend: NFT}\n",
 			"pghardend.yaml:3: firewall.backend: \"NFT\" is unknown; did you mean nft?"},
-		{"scope: siblings", top + "firewall: {scope: siblings}\n",
-			"pghardend.yaml:3: firewall.scope: scope siblings is not supported yet; write `scope: host`"},
 		{"scope: unknown", top + "firewall: {scope: everything}\n",
-			"pghardend.yaml:3: firewall.scope: \"everything\" is unknown; known values: host"},
+			"pghardend.yaml:3: firewall.scope: \"everything\" is unknown; known values: host, siblings"},
 		{"interval: no unit", top + "reconcile: {interval: 1}\n",
 			"pghardend.yaml:3: reconcile.interval: 1 has no unit; write a number with a unit (ms, s, m, h) such as 1s"},
 		{"interval: fraction without unit", top + "reconcile: {interval: 0.5}\n",

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"testing"
 	"time"
 
@@ -22,7 +24,7 @@ func TestExampleConfig(t *testing.T) {
 	want := Config{
 		File: file, Node: "pg-0", PeersFile: "/etc/pghardend/peers.yaml",
 		RuntimeDir: "/run/pghardend", StateDir: "/var/lib/pghardend",
-		Firewall: Firewall{Backend: "auto", Scope: "host"}, Reconcile: Reconcile{Interval: time.Second},
+		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{Interval: time.Second},
 		Services: []Service{{
 			Name: "postgres", Profile: "postgres", User: "postgres", Groups: []string{"ssl-cert"},
 			Command: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main",
@@ -45,13 +47,32 @@ func TestExampleConfig(t *testing.T) {
 	}
 }
 
+// What the example shows as an option must be right as well.
+func TestExampleOptions(t *testing.T) {
+	option := regexp.MustCompile(`(?m)^( *)# ( *(?:runtime_dir|state_dir|accept_wide|flows|exporter|ntp|clients|metrics|sysctl|manage|set|leave|` +
+		`memlock|nproc|helpers|capabilities|max_connections):(?:$| [/\[{0-9]| true| unlimited))`)
+	text := option.ReplaceAllString(string(readTestFile(t, exampleConfig)), "$1$2")
+	c, err := ParseConfig("/etc/pghardend/pghardend.yaml", []byte(text), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.Services[0]
+	if len(c.Flows) != 4 || len(c.Sysctl.Set) != 1 || len(c.Sysctl.Leave) != 1 || len(c.Firewall.AcceptWide) != 1 || len(s.Helpers) != 1 || s.MaxConnections != 100 || len(s.Limits) != 4 {
+		t.Errorf("an option is not there: %+v", c)
+	}
+	peers, err := ParsePeers(examplePeers, readTestFile(t, examplePeers))
+	if err := errors.Join(err, Validate(c, peers), CheckChange(c, Peers{}, peers)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestConfigDefaults(t *testing.T) {
 	got, err := ParseConfig("/etc/p/c.yaml", []byte("version: 1\nfirewall: {}\nreconcile: {}\nservices: {}\n"), "PG-0.example.com")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Config{File: "/etc/p/c.yaml", Node: "pg-0", PeersFile: "/etc/p/peers.yaml", RuntimeDir: "/run/pghardend",
-		StateDir: "/var/lib/pghardend", Firewall: Firewall{"auto", "host"}, Reconcile: Reconcile{time.Second}}
+		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{time.Second}}
 	if diff := cmp.Diff(want, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -107,7 +128,7 @@ func TestConfigValues(t *testing.T) {
 	}
 	got.Services = nil
 	rest := Config{File: "/etc/pghardend/pghardend.yaml", Node: "pg-1", PeersFile: "/srv/Peers.List.yaml", RuntimeDir: "/tmp/Run.d",
-		StateDir: "/tmp/state", Firewall: Firewall{"legacy", "host"}, Reconcile: Reconcile{1500 * time.Millisecond}}
+		StateDir: "/tmp/state", Firewall: Firewall{Backend: "legacy", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{1500 * time.Millisecond}}
 	if diff := cmp.Diff(rest, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}

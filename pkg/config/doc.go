@@ -4,10 +4,11 @@
 // # API
 //
 // [ReadFile] reads a file and refuses one that somebody other than its owner
-// could have written. [ParseConfig] and [ParsePeers] turn its bytes into a
-// [Config] or a [Peers]; [Validate] checks the two against each other and
-// [CheckChange] a new peer list against the one in force. Everything but
-// ReadFile is pure: no I/O, no log, no clock.
+// could have written, or could have put a symlink to in its place. [ParseConfig]
+// and [ParsePeers] turn its bytes into a [Config] or a [Peers]; [Validate] checks
+// the two against each other and [CheckChange] a new peer list against the one in
+// force, if there is one. Everything but ReadFile is pure: no I/O, no log, no
+// clock.
 //
 // # Design
 //
@@ -20,7 +21,12 @@
 //
 // A refusal is an [*Error] with file, line, key, problem and fix; several are
 // joined by errors.Join in the order of their lines. Nothing is guessed or
-// repaired: a CIDR with host bits is an error that says the masked CIDR.
+// repaired: a CIDR with host bits is an error that says the masked CIDR. No name
+// is resolved.
+//
+// Flows are checked here for their form and for the names in them; whether a row
+// makes sense (which keys a new one needs, which protocol a built-in one has) is
+// known where the matrix is.
 //
 // Anchors, aliases, merge keys and tags of YAML are refused, hence a file is
 // never larger in memory than its text makes it look.

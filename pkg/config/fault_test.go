@@ -2,8 +2,12 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"go/parser"
+	"go/token"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -64,7 +68,7 @@ func TestF13_TruncatedAnywhere(t *testing.T) {
 				t.Errorf("%s, first %d bytes: %s is not in the whole list", name, n, extra)
 			}
 			lost := 2*len(part.Nodes) < len(full.Nodes) || len(part.Networks["control_plane"]) == 0
-			if err := CheckChange(full, part); lost && err == nil {
+			if err := CheckChange(Config{}, full, part); lost && err == nil {
 				t.Errorf("%s, first %d bytes: would replace the whole list", name, n)
 			}
 		}
@@ -111,7 +115,7 @@ func TestF13_TenThousandEntries(t *testing.T) {
 	if len(p.Nodes) != 10_000 || p.Where("nodes[9999]") != "peers.yaml:10003" {
 		t.Errorf("%d nodes, the last at %s", len(p.Nodes), p.Where("nodes[9999]"))
 	}
-	if err := CheckChange(p, p); err != nil {
+	if err := CheckChange(Config{}, p, p); err != nil {
 		t.Error(err)
 	}
 	b.WriteString("  - {name: n5000, role: postgres, addresses: [10.64.0.1]}\n")
@@ -120,18 +124,112 @@ func TestF13_TenThousandEntries(t *testing.T) {
 		"peers.yaml:10004: nodes[10000].addresses[0]: address 10.64.0.1 is here twice, first as nodes[0].addresses[0] on line 4; remove it where it is wrong")
 }
 
+// tenThousand is a network of that many entries among others.
+func tenThousand(name string) string {
+	var b strings.Builder
+	b.WriteString(head + oneNode + "networks:\n  siblings: [10.20.0.0/16]\n  " + name + ":\n")
+	for i := range 10_000 {
+		fmt.Fprintf(&b, "    - 10.%d.%d.%d/32\n", 64+i/65536, i/256%256, i%256)
+	}
+	return b.String()
+}
+
+func TestF13_TenThousandInANetwork(t *testing.T) {
+	text := tenThousand("applications")
+	p := mustParsePeers(t, text)
+	if n := len(p.Networks["applications"]); n != 10_000 {
+		t.Fatalf("%d entries", n)
+	}
+	if err := errors.Join(CheckChange(Config{}, Peers{}, p), CheckChange(Config{}, p, p)); err != nil {
+		t.Error(err)
+	}
+	half := mustParsePeers(t, text[:strings.Index(text, "    - 10.64.15.0/32\n")])
+	checkRefusal(t, CheckChange(Config{}, p, half),
+		"peers.yaml:7: networks.applications: the network had 10000 entries and has 3840 now, the list looks cut off; complete it; if they are really gone, "+forced)
+	_, err := ParsePeers("peers.yaml", []byte(text+"    - 10.64.1.2/32\n"))
+	checkRefusal(t, err, "peers.yaml:10008: networks.applications[10000]: 10.64.1.2/32 is in the list twice, first on line 266; remove one of the two")
+	siblings := mustParsePeers(t, tenThousand("backup")+"  applications: [10.64.3.0/24]\n")
+	siblings.Networks["siblings"] = siblings.Networks["backup"]
+	delete(siblings.Networks, "backup")
+	checkRefusal(t, CheckChange(Config{}, Peers{}, siblings),
+		"peers.yaml:10008: networks.applications[0]: 10.64.3.0/24 contains 10.64.3.0/32 of the network siblings, where other tenants are"+wideFix)
+}
+
+// A benchmark of all that a changed peer list goes through.
+func BenchmarkParsePeers10000(b *testing.B) {
+	c := Config{Node: "pg-0", Firewall: Firewall{Scope: ScopeSiblings}}
+	for _, network := range []string{"applications", "ours"} {
+		text := []byte(tenThousand(network))
+		b.Run(network, func(b *testing.B) {
+			for b.Loop() {
+				p, err := ParsePeers("peers.yaml", text)
+				if err := errors.Join(err, Validate(c, p), CheckChange(c, Peers{}, p), CheckChange(c, p, p)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	wide := mustParsePeers(b, tenThousand("applications"))
+	wide.Networks["siblings"] = wide.Networks["applications"] // every entry is refused
+	b.Run("all refused", func(b *testing.B) {
+		for b.Loop() {
+			if CheckChange(c, Peers{}, wide) == nil {
+				b.Fatal("accepted")
+			}
+		}
+	})
+}
+
+// No name is ever looked up: where an address belongs, a name is an error, so
+// that DNS cannot let anybody in, whatever it answers.
+func TestF20_NamesAreRefused(t *testing.T) {
+	for _, name := range []string{"localhost", "pg-0", "pg-0.example.com", "pg-0.example.com.", "ip6-localhost", "0x0a140a0a", "167772161", "10.20.1", "example.com"} {
+		quoted := `"` + name + `"`
+		refusesPeers(t, []refusal{
+			{"node " + name, withAddress(quoted), "peers.yaml:7: nodes[0].addresses[0]: " + quoted +
+				" is not an IP address; write an address such as 10.20.1.10 or fd00:20:1::10; names are not resolved"},
+			{"network " + name, withCIDR(quoted), "peers.yaml:7: networks.applications[0]: " + quoted + " is not a CIDR; write a CIDR such as 10.50.0.0/16 or fd00:50::/64"},
+			{"network " + name + "/24", withCIDR(`"` + name + `/24"`), "peers.yaml:7: networks.applications[0]: \"" + name + "/24\" is not a CIDR; write a CIDR such as 10.50.0.0/16 or fd00:50::/64"},
+		})
+	}
+	refusesConfig(t, []refusal{{"flow", top + "flows: {m: {from: [app.example.com]}}\n",
+		`pghardend.yaml:3: flows.m.from[0]: "app.example.com" is not a network name (a letter a-z, then at most 23 of a-z, 0-9, _ and -); write the name of a role or network of the peer list such as applications`}})
+}
+
+// Who can resolve names or run programs imports one of these.
+func TestF20_NothingToResolveWith(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, spec := range parsed.Imports {
+			if slices.Contains([]string{`"net"`, `"net/http"`, `"os/exec"`, `"os/user"`, `"plugin"`, `"C"`}, spec.Path.Value) {
+				t.Errorf("%s imports %s", file, spec.Path.Value)
+			}
+		}
+	}
+}
+
 func TestF18_BadConfigNamesKeyAndLine(t *testing.T) {
 	tests := []refusal{
 		{"unknown key", withKey("limit: {nofile: 5}"), "pghardend.yaml:8: services.postgres.limit: unknown key; did you mean limits?"},
 		{"wrong type", withKey("command_line: x") + "reconcile: [1s]\n",
-			"pghardend.yaml:8: services.postgres.command_line: unknown key; known keys here: profile, user, groups, command, data_dir, limits, capabilities, environment, oom_score_adj, start_timeout, stop_timeout\n" +
+			"pghardend.yaml:8: services.postgres.command_line: unknown key; known keys here: profile, user, groups, command, helpers, data_dir, limits, capabilities, environment, oom_score_adj, max_connections, start_timeout, stop_timeout\n" +
 				"pghardend.yaml:9: reconcile: is a list, not a mapping; write a mapping such as `interval: 1s`"},
 		{"not YAML", top + "services: {postgres: {profile: postgres\n",
 			"pghardend.yaml:3: not valid YAML: did not find expected ',' or '}'; check indentation, colons, brackets and quotes on this line and the one before"},
 		{"all problems in the order of lines", "node: PG\nfirewall: {scope: x, backend: y}\n" + strings.TrimPrefix(withKey("limits: {nofile: -1, core: {soft: 2, hard: 1}}"), top),
 			"pghardend.yaml:1: node: \"PG\" is not " + nodeLabelText + "; write something like pg-0\n" +
 				"pghardend.yaml:1: version: missing; add `version: 1`\n" +
-				"pghardend.yaml:2: firewall.scope: \"x\" is unknown; known values: host\n" +
+				"pghardend.yaml:2: firewall.scope: \"x\" is unknown; known values: host, siblings\n" +
 				"pghardend.yaml:2: firewall.backend: \"y\" is unknown; known values: auto, nft, legacy\n" +
 				"pghardend.yaml:8: services.postgres.limits.nofile: -1 is negative; write unlimited if there shall be no limit, else a whole number\n" +
 				"pghardend.yaml:8: services.postgres.limits.core: the soft limit 2 is above the hard limit 1; raise hard or lower soft"},

@@ -3,7 +3,9 @@ package config
 import (
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
@@ -12,7 +14,8 @@ import (
 func FuzzParsePeers(f *testing.F) {
 	f.Add(readTestFile(f, examplePeers))
 	for _, s := range []string{head + oneNode, withAddress(`"fd00::1"`), withCIDR("10.50.0.0/16"), withCIDR(`"fc00::/7"`), withAddress("&a ::ffff:1.2.3.4"),
-		head + oneNode + "networks: {dns: [], ntp: [10.0.0.123/32]}\n", "version: 1\n---\n", "? [a]\n: b\n", "a: *b\n", "{a: [\n", "<<: {}\n"} {
+		head + oneNode + "networks: {dns: [], ntp: [10.0.0.123/32]}\n", "version: 1\n---\n", "? [a]\n: b\n", "a: *b\n", "{a: [\n", "<<: {}\n",
+		head + oneNode + "networks: {siblings: [10.20.0.0/16], applications: [10.20.1.0/24], metadata: [10.20.1.10/32]}\n"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -22,8 +25,11 @@ func FuzzParsePeers(f *testing.F) {
 			return
 		}
 		checkPeers(t, p)
-		if err := CheckChange(p, p); err != nil {
+		if err := CheckChange(Config{}, p, p); err != nil {
 			t.Errorf("a list cannot replace itself: %v", err)
+		}
+		if err := CheckChange(Config{}, Peers{}, p); err != nil {
+			checkLines(t, err, data)
 		}
 	})
 }
@@ -66,7 +72,9 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add(readTestFile(f, exampleConfig), "pg-0")
 	f.Add([]byte(configValues), "")
 	for _, s := range []string{top, serviceYAML, withKey("limits: {nofile: {soft: 1, hard: unlimited}, as: 9223372036854775808}"), withKey("environment: [A=b]"),
-		withKey("oom_score_adj: -1"), withKey("stop_timeout: 1.5m"), withKey("groups: [1, a]"), "version: 1\nnode: &a b\n", "version: 1\nfirewall: {<<: {}}\n"} {
+		withKey("oom_score_adj: -1"), withKey("stop_timeout: 1.5m"), withKey("groups: [1, a]"), "version: 1\nnode: &a b\n", "version: 1\nfirewall: {<<: {}}\n",
+		top + flowsYAML, top + "flows: {exporter: {enabled: TRUE}, ntp: {}}\n", top + "firewall: {scope: siblings, accept_wide: [applications]}\n",
+		top + "sysctl: {manage: false, set: [net.ipv4.tcp_rfc1337=1], leave: [net.ipv6.*]}\n", withKey("max_connections: 262143"), withKey("helpers: [/a//b, /c]")} {
 		f.Add([]byte(s), "host.example.com")
 	}
 	f.Fuzz(func(t *testing.T, data []byte, hostname string) {
@@ -85,10 +93,11 @@ func checkConfig(t *testing.T, c Config) {
 	if !nodeLabel.MatchString(c.Node) || !filepath.IsAbs(c.PeersFile) || pathProblem(c.RuntimeDir) != "" || pathProblem(c.StateDir) != "" {
 		t.Errorf("configuration %+v", c)
 	}
-	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Firewall.Backend) || c.Firewall.Scope != "host" ||
+	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Firewall.Backend) || !slices.Contains([]string{ScopeHost, ScopeSiblings}, c.Firewall.Scope) ||
 		c.Reconcile.Interval < minInterval || c.Reconcile.Interval > maxInterval {
 		t.Errorf("firewall %+v, reconcile %+v", c.Firewall, c.Reconcile)
 	}
+	checkFlows(t, c)
 	for i, s := range c.Services {
 		if !serviceName.MatchString(s.Name) || i > 0 && c.Services[i-1].Name >= s.Name || s.Profile == "" || s.User == "" {
 			t.Errorf("service %+v", s)
@@ -115,6 +124,33 @@ func checkConfig(t *testing.T, c Config) {
 	}
 }
 
+// checkFlows checks what everybody who is given the flows relies on.
+func checkFlows(t *testing.T, c Config) {
+	for name, f := range c.Flows {
+		if !flowName.MatchString(name) || reflect.ValueOf(f).IsZero() {
+			t.Errorf("flow %q: %+v", name, f)
+		}
+		if slices.Contains(f.Ports, 0) || len(f.Ports) > 15 || !slices.Contains([]string{"", "tcp", "udp", "icmp-echo"}, f.Proto) {
+			t.Errorf("flow %s: %+v", name, f)
+		}
+		for _, group := range slices.Concat(f.From, f.To) {
+			if !networkName.MatchString(group) || group == "siblings" || group == "metadata" {
+				t.Errorf("flow %s names %q", name, group)
+			}
+		}
+		for _, v := range []*int{f.Rate, f.NewPerSecond, f.Connections} {
+			if v != nil && (*v < 0 || *v > 1_000_000) {
+				t.Errorf("flow %s: a rate or limit of %d", name, *v)
+			}
+		}
+	}
+	for _, s := range slices.Concat(c.Sysctl.Set, c.Sysctl.Leave) {
+		if !strings.HasPrefix(strings.TrimLeft(s, " \t-"), "net") {
+			t.Errorf("sysctl %q", s)
+		}
+	}
+}
+
 // checkDecoded compares what came through viper with a second, plain decoder.
 func checkDecoded(t *testing.T, c Config, data []byte) {
 	var plain struct {
@@ -122,12 +158,28 @@ func checkDecoded(t *testing.T, c Config, data []byte) {
 			User, Profile                              string
 			Command, Environment, Groups, Capabilities []string
 		}
+		Flows map[string]struct {
+			Enabled  *bool
+			Ports    []uint16
+			From, To []string
+			Rate     *int
+		}
 	}
 	if err := yaml.Unmarshal(data, &plain); err != nil {
 		t.Fatalf("the plain decoder fails: %v", err)
 	}
 	if len(plain.Services) != len(c.Services) {
 		t.Fatalf("%d services, want %d", len(c.Services), len(plain.Services))
+	}
+	if len(plain.Flows) != len(c.Flows) {
+		t.Fatalf("%d flows, want %d", len(c.Flows), len(plain.Flows))
+	}
+	for name, f := range c.Flows {
+		p, ok := plain.Flows[name]
+		if !ok || !reflect.DeepEqual(f.Enabled, p.Enabled) || !slices.Equal(f.Ports, p.Ports) || !slices.Equal(f.From, p.From) ||
+			!slices.Equal(f.To, p.To) || !reflect.DeepEqual(f.Rate, p.Rate) {
+			t.Errorf("flow %s %+v, want %+v", name, f, p)
+		}
 	}
 	for _, s := range c.Services {
 		p, ok := plain.Services[s.Name]

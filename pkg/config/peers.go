@@ -24,7 +24,8 @@ type Peers struct {
 	Nodes    []Node                    // in the order of the file; names and addresses are unique
 	Networks map[string][]netip.Prefix // masked, sorted, unique within a network; an empty list is legal
 
-	lines lineIndex
+	lines   lineIndex
+	entries map[string]map[netip.Prefix]string // by network: the key of each entry, since Networks are sorted
 }
 
 // Node is one VM of the instance.
@@ -42,9 +43,10 @@ func (p Peers) Where(key string) string { return p.lines.where(p.File, key) }
 func ParsePeers(file string, data []byte) (Peers, error) {
 	w, root := newWalker(file, data)
 	r := peersReader{walker: w, names: map[string]string{}, addresses: map[netip.Addr]string{}}
-	r.peers = Peers{File: file, Networks: map[string][]netip.Prefix{}, lines: w.lines}
+	r.peers = Peers{File: file, Networks: map[string][]netip.Prefix{}, lines: w.lines, entries: map[string]map[netip.Prefix]string{}}
 	if root != nil {
 		r.file(root)
+		r.checkMetadata()
 	}
 	if len(w.problems) > 0 {
 		return Peers{}, joined(w.problems)
@@ -148,6 +150,8 @@ func (r *peersReader) network(name, key string, n *yaml.Node) {
 		r.report(key, networkNameText, "write something like control_plane")
 	case slices.Contains(roles, name):
 		r.report(key, "a network cannot be named like a role", "the nodes of a role are known from nodes:, choose another name")
+	case name == "open": // its sets would be those of pghardend's time-boxed openings
+		r.report(key, "the name open is taken by the openings of `pghardend open`", "choose another name")
 	}
 	prefixes := []netip.Prefix{}
 	seen := map[netip.Prefix]string{}
@@ -170,4 +174,42 @@ func (r *peersReader) network(name, key string, n *yaml.Node) {
 	})
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	r.peers.Networks[name] = prefixes
+	r.peers.entries[name] = seen
+}
+
+// checkMetadata: what is sent to the metadata service is dropped before the
+// flows are looked at, and a node that counts as one is cut off.
+func (r *peersReader) checkMetadata() {
+	nodes := nodeAddresses(r.peers)
+	for _, p := range r.peers.Networks[networkMetadata] {
+		if a, ok := nodes.overlapping(p); ok {
+			r.report(r.peers.keyOf(networkMetadata, p), fmt.Sprintf("%s contains %s of node %s, which would be cut off", p, a.Addr(), r.peers.owner(a.Addr())),
+				"list the addresses of the metadata service alone, such as 169.254.169.254/32")
+		}
+	}
+}
+
+// keyOf returns the key of an entry of a network.
+func (p Peers) keyOf(network string, entry netip.Prefix) string {
+	return orElse(p.entries[network][entry], "networks."+network)
+}
+
+// owner returns the name of the node that has an address.
+func (p Peers) owner(a netip.Addr) string {
+	for _, n := range p.Nodes {
+		if slices.Contains(n.Addresses, a) {
+			return n.Name
+		}
+	}
+	return ""
+}
+
+func nodeAddresses(p Peers) prefixSet {
+	var list []netip.Prefix
+	for _, n := range p.Nodes {
+		for _, a := range n.Addresses {
+			list = append(list, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return newPrefixSet(list)
 }

@@ -250,6 +250,8 @@ func TestPeersNetworksRefused(t *testing.T) {
 			"peers.yaml:6: networks.dns: is text (\"10.0.0.53/32\"), not a list; write a list such as `[10.0.0.0/24]`"},
 		{"network: nothing", head + oneNode + "networks:\n  dns:\n",
 			"peers.yaml:6: networks.dns: has no value; write a list such as `[10.0.0.0/24]`"},
+		{"network: named like a set of our own", head + oneNode + "networks:\n  open: []\n",
+			"peers.yaml:6: networks.open: the name open is taken by the openings of `pghardend open`; choose another name"},
 		{"network: named like a role", head + oneNode + "networks:\n  postgres: [10.0.0.0/24]\n",
 			"peers.yaml:6: networks.postgres: a network cannot be named like a role; the nodes of a role are known from nodes:, choose another name"},
 		{"network: upper case", head + oneNode + "networks:\n  DNS: [10.0.0.0/24]\n",

@@ -15,10 +15,10 @@ func TestExamplePeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Instance != "orders-prod" || len(p.Nodes) != 5 || len(p.Networks) != 5 {
-		t.Errorf("instance %s with %d nodes and %d networks, want orders-prod with 5 and 5", p.Instance, len(p.Nodes), len(p.Networks))
+	if p.Instance != "orders-prod" || len(p.Nodes) != 5 || len(p.Networks) != 7 {
+		t.Errorf("instance %s with %d nodes and %d networks, want orders-prod with 5 and 7", p.Instance, len(p.Nodes), len(p.Networks))
 	}
-	if got, want := p.Where("nodes[1].addresses[1]"), "/etc/pghardend/peers.yaml:23"; got != want {
+	if got, want := p.Where("nodes[1].addresses[1]"), "/etc/pghardend/peers.yaml:25"; got != want {
 		t.Errorf("the second address of pg-1 is at %s, want %s", got, want)
 	}
 }

@@ -18,13 +18,16 @@ const maxFileSize = 8 << 20
 // (as an *Error) whatever somebody other than root or the caller could have
 // written: a file with another owner, or writable by group or others (which
 // includes ACLs, their mask is the group's mode); also what is not a regular
-// file, and more than 8 MiB. The checks are made on the open file, so a symlink
-// may lead to it and be swapped at any time.
+// file, and more than 8 MiB. The checks are made on the open file.
+//
+// Symlinks are followed where only root or the caller can make them, so that a
+// file may be replaced by swapping a link to it or to its directory. One that
+// somebody else owns, or that is in a directory that somebody else owns or can
+// write to, is refused (as an *Error) wherever on the path it is.
 func ReadFile(ctx context.Context, path string) ([]byte, error) {
-	// O_NONBLOCK, or opening a FIFO would wait for its writer, see open(2).
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	f, err := open(path, os.Geteuid())
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -39,18 +42,6 @@ func ReadFile(ctx context.Context, path string) ([]byte, error) {
 		return nil, e
 	}
 	return readAll(ctx, path, f)
-}
-
-func openError(path string, err error) error {
-	cause := errors.Unwrap(err) // without the path, which is said already
-	if cause == nil {
-		cause = err
-	}
-	fix := "check the path and the rights of the directories on it"
-	if errors.Is(err, fs.ErrNotExist) {
-		fix = "create the file or name another one"
-	}
-	return fmt.Errorf("cannot read %s: %w; %s", path, cause, fix)
 }
 
 // checkFile says why a file is not to be trusted, or returns nil.

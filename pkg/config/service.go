@@ -17,6 +17,9 @@ const (
 	minTimeout  = 100 * time.Millisecond
 	maxTimeout  = 24 * time.Hour
 	unlimited   = "unlimited"
+
+	// The most that PostgreSQL takes for max_connections (its MAX_BACKENDS).
+	maxMaxConnections = 1<<18 - 1
 )
 
 var (
@@ -71,6 +74,7 @@ func (r *configReader) service(key string, n *yaml.Node) {
 		{"command", true, "command: [/usr/lib/postgresql/15/bin/postgres, -D, /var/lib/postgresql/15/main]", func(key string, n *yaml.Node) {
 			command = r.command(key, n)
 		}},
+		{"helpers", false, "", func(key string, n *yaml.Node) { r.unique(key, n, "/etc/pgpool2/failover.sh", r.helper) }},
 		{"data_dir", false, "", func(key string, n *yaml.Node) { dataDir = r.path(key, n, "/var/lib/postgresql/15/main") }},
 		{"limits", false, "", r.limits},
 		{"capabilities", false, "", func(key string, n *yaml.Node) {
@@ -80,7 +84,8 @@ func (r *configReader) service(key string, n *yaml.Node) {
 			})
 		}},
 		{"environment", false, "", func(key string, n *yaml.Node) { r.unique(key, n, "LANG=C.UTF-8", r.variable) }},
-		{"oom_score_adj", false, "", r.oomScoreAdj},
+		{"oom_score_adj", false, "", func(key string, n *yaml.Node) { r.whole(key, n, -1000, 1000) }},
+		{"max_connections", false, "", func(key string, n *yaml.Node) { r.whole(key, n, 1, maxMaxConnections) }},
 		{"start_timeout", false, "", r.timeout},
 		{"stop_timeout", false, "", r.timeout},
 	})
@@ -165,15 +170,30 @@ func (r *configReader) variable(key string, n *yaml.Node) string {
 	return name
 }
 
-func (r *configReader) oomScoreAdj(key string, n *yaml.Node) {
-	const fix = "write a whole number from -1000 to 1000"
+// whole returns a whole number within bounds.
+func (r *configReader) whole(key string, n *yaml.Node, least, most int) (v int, ok bool) {
+	fix := fmt.Sprintf("write a whole number from %d to %d", least, most)
 	s, ok := r.number(key, n, fix)
 	if !ok {
-		return
+		return 0, false
 	}
-	if v, err := strconv.Atoi(s); err != nil || v < -1000 || v > 1000 {
+	v, err := strconv.Atoi(s)
+	if err != nil || v < least || v > most {
 		r.report(key, clip(s)+" is out of range", fix)
+		return 0, false
 	}
+	return v, true
+}
+
+// helper checks the path of a program. Whether it can be trusted is checked
+// when the service starts.
+func (r *configReader) helper(key string, n *yaml.Node) string {
+	const example = "/etc/pgpool2/failover.sh"
+	if n.Kind == yaml.ScalarNode && strings.HasSuffix(n.Value, "/") && !refusedFeature(n) {
+		r.report(key, quote(n.Value)+" is not the path of a file", "write the absolute path of a program such as "+example)
+		return ""
+	}
+	return r.path(key, n, example)
 }
 
 func (r *configReader) limits(key string, n *yaml.Node) {

@@ -38,60 +38,35 @@ func TestValidate(t *testing.T) {
 			`standby-4, standby-5, standby-6, standby-7, standby-8, standby-9 and 2 more; add the node there, or write its right name here`)
 }
 
-func TestCheckChangeAccepts(t *testing.T) {
-	old := peersOf(t, "a", someNetworks, "n0", "n1", "n2", "n3", "n4")
-	for name, next := range map[string]Peers{
-		"the same":                 old,
-		"three of five":            peersOf(t, "a", someNetworks, "n0", "n1", "n2"),
-		"three of five, new ones":  peersOf(t, "a", someNetworks, "x", "n4", "n1", "n2", "y"),
-		"more":                     peersOf(t, "a", someNetworks, "n0", "n1", "n2", "n3", "n4", "n5"),
-		"an empty network is gone": peersOf(t, "a", strings.Replace(someNetworks, "  backup: []\n", "", 1), "n0", "n1", "n2", "n3", "n4"),
-		"a network emptied in so many words": peersOf(t, "a",
-			strings.Replace(someNetworks, "[10.50.0.0/16, 10.51.0.0/16]", "[]", 1), "n0", "n1", "n2", "n3", "n4"),
-		"another control plane": peersOf(t, "a", strings.Replace(someNetworks, "10.0.0.0/24", "10.9.0.0/24", 1), "n0", "n1", "n2", "n3", "n4"),
+func TestValidateNames(t *testing.T) {
+	const file = "/etc/pghardend/pghardend.yaml"
+	peers := peersOf(t, "a", "networks: {siblings: [10.20.0.0/16], batch-jobs: [10.70.0.0/16], metadata: []}\n", "pg-0")
+	valid := func(text string) error { return Validate(mustParseConfig(t, top+text), peers) }
+	for _, text := range []string{
+		"flows: {m: {from: [batch-jobs, control_plane, pgpool], to: [postgres, backup, dns, ntp]}}\n",
+		"firewall: {scope: siblings, accept_wide: [batch-jobs, applications]}\n",
 	} {
-		if err := CheckChange(old, next); err != nil {
-			t.Errorf("%s: %v", name, err)
+		if err := valid(text); err != nil {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
-	if err := CheckChange(Peers{}, old); err != nil {
-		t.Errorf("the first list: %v", err)
-	}
-	if err := CheckChange(peersOf(t, "a", "", "n0", "n1"), peersOf(t, "a", "", "n0")); err != nil {
-		t.Errorf("exactly half: %v", err)
-	}
-	if err := CheckChange(peersOf(t, "a", "networks: {control_plane: []}\n", "n0"), peersOf(t, "a", "", "n0")); err != nil {
-		t.Errorf("no control plane before nor after: %v", err)
-	}
+	checkRefusal(t, valid("flows:\n  m:\n    to:\n      - postgres\n      - postgre\n    from: [application]\n  a: {from: [workers]}\n"),
+		file+`:7: flows.m.to[1]: "postgre" is neither a role nor a network of peers.yaml; did you mean postgres?`+"\n"+
+			file+`:8: flows.m.from[0]: "application" is neither a role nor a network of peers.yaml; did you mean applications?`+"\n"+
+			file+`:9: flows.a.from[0]: "workers" is neither a role nor a network of peers.yaml; roles and networks: postgres, pgpool, applications, backup, batch-jobs, control_plane, dns, ntp`)
+	checkRefusal(t, valid("firewall:\n  accept_wide:\n    - batch_jobs\n    - postgres\n"),
+		file+`:5: firewall.accept_wide[0]: "batch_jobs" is not a network of peers.yaml; did you mean batch-jobs?`+"\n"+
+			file+`:6: firewall.accept_wide[1]: "postgres" is not a network of peers.yaml; networks: applications, backup, batch-jobs, control_plane, dns, ntp`)
 }
 
-func TestCheckChangeRefuses(t *testing.T) {
-	names := []string{"n0", "n1", "n2", "n3", "n4"}
-	old := peersOf(t, "a", someNetworks, names...)
-	tests := []struct {
-		name string
-		next Peers
-		want string
-	}{
-		{"another instance", peersOf(t, "b", someNetworks, names...),
-			"peers.yaml:2: instance: this is the list of instance b, not of a; put the list of a there; if the instance was renamed, " + forced},
-		{"two of five", peersOf(t, "a", someNetworks, "n0", "n1"),
-			"peers.yaml:3: nodes: only 2 of the 5 nodes known so far are in the list (it has 2); complete the list; if they are really gone, " + forced},
-		{"five others", peersOf(t, "a", someNetworks, "x0", "x1", "x2", "x3", "x4"),
-			"peers.yaml:3: nodes: only 0 of the 5 nodes known so far are in the list (it has 5); complete the list; if they are really gone, " + forced},
-		{"control plane emptied", peersOf(t, "a", strings.Replace(someNetworks, "[10.0.0.0/24]", "[]", 1), names...),
-			"peers.yaml:10: networks.control_plane: the network had 1 entry and is empty now, operators would be locked out; put its entries back; if it is meant, " + forced},
-		{"control plane gone", peersOf(t, "a", strings.Replace(someNetworks, "  control_plane: [10.0.0.0/24]\n", "", 1), names...),
-			"peers.yaml:9: networks.control_plane: the network had 1 entry and is gone, the list looks cut off; put it back, operators would be locked out; if it is meant, " + forced},
-		{"network gone", peersOf(t, "a", "networks:\n  control_plane: [10.0.0.0/24]\n", names...),
-			"peers.yaml:9: networks.applications: the network had 2 entries and is gone, the list looks cut off; put it back; if it is meant, write `applications: []`"},
-		{"everything", peersOf(t, "b", "", "n0"),
-			"peers.yaml:1: networks.applications: the network had 2 entries and is gone, the list looks cut off; put it back; if it is meant, write `applications: []`\n" +
-				"peers.yaml:1: networks.control_plane: the network had 1 entry and is gone, the list looks cut off; put it back, operators would be locked out; if it is meant, " + forced + "\n" +
-				"peers.yaml:2: instance: this is the list of instance b, not of a; put the list of a there; if the instance was renamed, " + forced + "\n" +
-				"peers.yaml:3: nodes: only 1 of the 5 nodes known so far are in the list (it has 1); complete the list; if they are really gone, " + forced},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { checkRefusal(t, CheckChange(old, tt.next), tt.want) })
+func TestValidateScopeSiblings(t *testing.T) {
+	const fix = "; list the subnets that are shared with other tenants there, as `siblings: [10.20.0.0/16]`, or write `scope: host`"
+	c := mustParseConfig(t, top+"firewall:\n  scope: siblings\n")
+	checkRefusal(t, Validate(c, peersOf(t, "a", "", "pg-0")),
+		"/etc/pghardend/pghardend.yaml:4: firewall.scope: scope siblings keeps out the network siblings, which peers.yaml does not have"+fix)
+	checkRefusal(t, Validate(c, peersOf(t, "a", "networks: {siblings: []}\n", "pg-0")),
+		"/etc/pghardend/pghardend.yaml:4: firewall.scope: scope siblings keeps out the network siblings, which is empty in peers.yaml"+fix)
+	if err := Validate(mustParseConfig(t, top), peersOf(t, "a", "networks: {siblings: []}\n", "pg-0")); err != nil {
+		t.Errorf("scope host needs no siblings: %v", err)
 	}
 }

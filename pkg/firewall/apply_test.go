@@ -37,8 +37,9 @@ func TestApplyFromNothing(t *testing.T) {
 
 // ruin does one random harmful thing to the kernel's state.
 func ruin(r *rand.Rand, k *fakeKernel) string {
-	fam := Families[r.IntN(2)]
-	table := k.tables[fam]
+	id := tableIDs[r.IntN(3)]
+	fam := id.family()
+	table := k.tables[id]
 	chains := slices.Sorted(maps.Keys(table))
 	chain := chains[r.IntN(len(chains))]
 	sets := slices.DeleteFunc(slices.Sorted(maps.Keys(k.sets)), func(name string) bool { return familyOfSet(name) != fam })
@@ -60,8 +61,9 @@ func ruin(r *rand.Rand, k *fakeKernel) string {
 		table[chain] = slices.Insert(slices.Clone(rules), r.IntN(len(rules)+1), []string{"-m", "comment", "--comment", "f \" \\", "-j", "ACCEPT"})
 		return "insert into " + chain
 	case 3:
+		base := id.builtins()[0]
 		table["PGHARDEND-OLD"] = [][]string{{"-m", "set", "--match-set", set, "src", "-j", "ACCEPT"}}
-		table["INPUT"] = append(slices.Clone(table["INPUT"]), []string{"-j", "PGHARDEND-OLD"})
+		table[base] = append(slices.Clone(table[base]), []string{"-j", "PGHARDEND-OLD"})
 		return "an old chain"
 	case 4:
 		k.sets[set].members = append(k.sets[set].members, "10.66.0.0/16 nomatch")
@@ -106,7 +108,7 @@ func TestTeardownKeepsForeignState(t *testing.T) {
 	k.tables[IPv4]["f-chain"] = [][]string{{"-j", "RETURN"}}
 	k.tables[IPv4]["INPUT"] = [][]string{{"-p", "tcp", "-j", "f-chain"}, {"-m", "comment", "--comment", `odd " \ `, "-j", "ACCEPT"}}
 	k.sets["blocklist"] = &fakeSet{create: "hash:ip family inet", members: []string{"192.0.2.1"}}
-	before := string(k.save(IPv4)) + string(k.save(IPv6)) + string(k.saveSets())
+	before := k.text()
 	f := k.firewall()
 	settle(t, f, render(t, "pgpool"))
 	got, err := f.Observe(t.Context())
@@ -116,7 +118,7 @@ func TestTeardownKeepsForeignState(t *testing.T) {
 	if err := f.Apply(t.Context(), TeardownPlan(got)); err != nil {
 		t.Fatal(err)
 	}
-	if after := string(k.save(IPv4)) + string(k.save(IPv6)) + string(k.saveSets()); after != before {
+	if after := k.text(); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 }
@@ -130,7 +132,7 @@ func TestF10_RestoreFailsMidway(t *testing.T) {
 	for _, fam := range Families {
 		k.tables[fam][ChainIn] = nil
 	}
-	before := string(k.save(IPv4))
+	before := string(k.save(FilterIPv4))
 	k.fail = on("restore ipv4", 5)
 	got, err := f.Observe(t.Context())
 	if err != nil {
@@ -140,7 +142,7 @@ func TestF10_RestoreFailsMidway(t *testing.T) {
 	if !errors.Is(err, errFake) || !strings.Contains(err.Error(), "cannot write ipv4 rules") {
 		t.Errorf("error %v", err)
 	}
-	if after := string(k.save(IPv4)); after != before {
+	if after := string(k.save(FilterIPv4)); after != before {
 		t.Errorf("the failed restore left something:\n%s", after)
 	}
 	if got, _ = f.Observe(t.Context()); strings.Contains(Diff(rs, got).String(), "ipv6") {
@@ -203,7 +205,7 @@ func TestF11_Ip6tablesMissing(t *testing.T) {
 		k.tables[fam][ChainIn] = nil
 	}
 	k.sets["pgh4-pgpool"].members = nil
-	before := string(k.save(IPv6))
+	before := string(k.save(FilterIPv6))
 	got, err := f.Observe(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "cannot observe ipv6: ip6tables is not installed") {
 		t.Errorf("error %v", err)
@@ -212,7 +214,7 @@ func TestF11_Ip6tablesMissing(t *testing.T) {
 	if err := f.Apply(t.Context(), p); err != nil {
 		t.Error(err)
 	}
-	if len(k.tables[IPv4][ChainIn]) == 0 || len(k.sets["pgh4-pgpool"].members) != 2 || string(k.save(IPv6)) != before {
+	if len(k.tables[IPv4][ChainIn]) == 0 || len(k.sets["pgh4-pgpool"].members) != 2 || string(k.save(FilterIPv6)) != before {
 		t.Errorf("IPv4 not repaired, or IPv6 touched; plan:\n%s", p)
 	}
 	if err := f.Apply(t.Context(), Diff(rs, nothing())); err == nil || !strings.Contains(err.Error(), "cannot write ipv6 rules: ip6tables is not installed") {
@@ -223,7 +225,7 @@ func TestF11_Ip6tablesMissing(t *testing.T) {
 // F11: a command that answers with an error is not a namespace without rules.
 func TestF11_SaveFails(t *testing.T) {
 	rs := render(t, "postgres")
-	for _, call := range []string{"save ipv4", "save ipv6", "ipset save"} {
+	for _, call := range []string{"save ipv4", "save ipv6", "save ipv6 raw", "ipset save"} {
 		k := newFakeKernel()
 		f := k.firewall()
 		settle(t, f, rs)

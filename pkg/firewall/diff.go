@@ -29,9 +29,9 @@ type Plan struct {
 	// Foreign lists foreign rules that were above our jump and could accept.
 	Foreign []string
 
-	detach   [2]string // closes a family while a set of the wrong type is replaced
+	detach   [3]string // takes a table's rules off the sets while one of the wrong type is replaced
 	sets     []setEdit // creates, fills and swaps sets
-	rules    [2]string // iptables-restore input per family
+	rules    [3]string // iptables-restore input per table
 	dropSets []string  // sets to destroy once no rule names them
 }
 
@@ -61,9 +61,9 @@ func Diff(want Ruleset, got Observed) Plan {
 	if got.SetsRead {
 		rewrite = p.diffSets(want, got)
 	}
-	for _, fam := range Families {
-		if got.Tables[fam].Read {
-			p.diffTable(fam, want.Tables[fam], got.Tables[fam], rewrite[fam])
+	for _, id := range tableIDs {
+		if got.Tables[id].Read {
+			p.diffTable(id, want.Tables[id], got.Tables[id], rewrite[id.family()])
 		}
 	}
 	return p
@@ -74,47 +74,47 @@ func TeardownPlan(got Observed) Plan {
 	return Diff(Ruleset{}, got)
 }
 
-func (p *Plan) diffTable(fam Family, want Table, got ObservedTable, rewrite bool) {
-	var tx transaction
+func (p *Plan) diffTable(id TableID, want Table, got ObservedTable, rewrite bool) {
+	tx := transaction{table: id}
 	for _, c := range want.Chains {
 		have, exists := got.Chains[c.Name]
 		lines := diffRules(have, c.Rules)
 		switch {
 		case !exists:
-			p.add(resourceChain, fam, c.Name, "missing", lines)
+			p.add(resourceChain, id.family(), id.title(c.Name), "missing", lines)
 		case len(lines) > 0:
-			p.add(resourceChain, fam, c.Name, "differs", lines)
+			p.add(resourceChain, id.family(), id.title(c.Name), "differs", lines)
 		case !rewrite:
 			continue
 		}
 		tx.chain(c)
 	}
-	jumpsLeft := p.diffJumps(fam, want.Jumps, got, &tx)
-	p.diffStaleChains(fam, want.Chains, got, jumpsLeft, &tx)
-	p.rules[fam] = tx.text()
+	jumpsLeft := p.diffJumps(want.Jumps, got, &tx)
+	p.diffStaleChains(want.Chains, got, jumpsLeft, &tx)
+	p.rules[id] = tx.text()
 	if rewrite {
-		p.detach[fam] = detachText(want, got)
+		p.detach[id] = detachText(id, want, got)
 	}
 }
 
 // diffJumps puts each jump on top. It returns the chains of ours that a
 // foreign rule still leads to.
-func (p *Plan) diffJumps(fam Family, want []Jump, got ObservedTable, tx *transaction) map[string]bool {
+func (p *Plan) diffJumps(want []Jump, got ObservedTable, tx *transaction) map[string]bool {
 	referenced := map[string]bool{}
-	for _, base := range builtins {
+	for _, base := range tx.table.builtins() {
 		i := slices.IndexFunc(want, func(j Jump) bool { return j.From == base })
 		var wanted *Rule
 		if i >= 0 {
 			wanted = &want[i].Rule
 		}
-		p.diffJump(fam, base, wanted, got, tx)
+		p.diffJump(base, wanted, got, tx)
 	}
 	for name, rules := range got.Chains {
 		if strings.HasPrefix(name, chainPrefix) {
 			continue
 		}
 		for _, r := range rules {
-			if !ourJump(name, r) {
+			if !tx.table.ourJump(name, r) {
 				target, _ := r.target()
 				referenced[target] = true
 			}
@@ -126,19 +126,20 @@ func (p *Plan) diffJumps(fam Family, want []Jump, got ObservedTable, tx *transac
 // ourJump says whether a rule is ours to move and remove: it leads from a
 // built-in chain into one of ours. One that cannot be written down for
 // iptables-restore counts as foreign, so that it cannot block every repair.
-func ourJump(chain string, r ObservedRule) bool {
-	return slices.Contains(builtins, chain) && r.leadsToUs() && r.writable()
+func (id TableID) ourJump(chain string, r ObservedRule) bool {
+	return slices.Contains(id.builtins(), chain) && r.leadsToUs() && r.writable()
 }
 
-func (p *Plan) diffJump(fam Family, base string, want *Rule, got ObservedTable, tx *transaction) {
+func (p *Plan) diffJump(base string, want *Rule, got ObservedTable, tx *transaction) {
+	id := tx.table
 	var ours []ObservedRule
 	var lines, above []string
 	for _, r := range got.Chains[base] {
-		if ourJump(base, r) {
+		if id.ourJump(base, r) {
 			ours = append(ours, r)
 			lines = append(lines, "- -A "+base+" "+r.text())
 		} else if len(ours) == 0 && !got.harmless(r.Rule, 0) {
-			above = append(above, fmt.Sprintf("%s -A %s %s", fam, base, r.text()))
+			above = append(above, fmt.Sprintf("%s -A %s %s", id, base, r.text()))
 		}
 	}
 	problem := jumpProblem(want, ours, above)
@@ -152,7 +153,7 @@ func (p *Plan) diffJump(fam Family, base string, want *Rule, got ObservedTable, 
 		lines = append(lines, "+ -I "+base+" 1 "+want.String())
 		tx.insert(base, *want)
 	}
-	p.add(resourceJump, fam, base, problem, lines)
+	p.add(resourceJump, id.family(), id.title(base), problem, lines)
 	if len(ours) > 0 && want != nil {
 		p.Foreign = append(p.Foreign, above...)
 	}
@@ -185,7 +186,7 @@ func (t ObservedTable) harmless(r Rule, depth int) bool {
 	target, isGoto := r.target()
 	rules, isChain := t.Chains[target] // looked up first: nft lets a chain be called LOG
 	if !isChain {
-		harmless := slices.Contains([]string{"", "DROP", "REJECT", "LOG", "NFLOG"}, target)
+		harmless := slices.Contains(goOn, target)
 		return harmless || (target == "RETURN" && depth > 0)
 	}
 	if isGoto || depth == maxDepth {
@@ -194,21 +195,22 @@ func (t ObservedTable) harmless(r Rule, depth int) bool {
 	return !slices.ContainsFunc(rules, func(r ObservedRule) bool { return !t.harmless(r.Rule, depth+1) })
 }
 
+// goOn are the targets after which a packet is gone or goes on to the next rule;
+// the last three are the raw table's.
+var goOn = []string{"", "DROP", "REJECT", "LOG", "NFLOG", "CT", "NOTRACK", "TRACE"}
+
 // maxDepth is how far jumps are followed; every more deeply nested chain counts as harmful.
 const maxDepth = 3
 
-// builtins are the filter table's chains that every packet enters by.
-var builtins = []string{"INPUT", "OUTPUT", "FORWARD"}
-
 // diffStaleChains removes stale chains. One that a foreign rule leads to is
 // emptied only.
-func (p *Plan) diffStaleChains(fam Family, want []Chain, got ObservedTable, referenced map[string]bool, tx *transaction) {
+func (p *Plan) diffStaleChains(want []Chain, got ObservedTable, referenced map[string]bool, tx *transaction) {
 	var remove []string
 	for _, name := range staleChains(want, got) {
 		if referenced[name] && len(got.Chains[name]) == 0 {
 			continue
 		}
-		p.add(resourceChain, fam, name, "not wanted", diffRules(got.Chains[name], nil))
+		p.add(resourceChain, tx.table.family(), tx.table.title(name), "not wanted", diffRules(got.Chains[name], nil))
 		tx.chain(Chain{Name: name})
 		if !referenced[name] {
 			remove = append(remove, name)

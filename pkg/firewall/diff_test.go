@@ -37,7 +37,7 @@ func TestDiffNothing(t *testing.T) {
 	for _, role := range []string{"postgres", "pgpool"} {
 		rs := render(t, role)
 		p := Diff(rs, asObserved(rs))
-		if !p.Empty() || p.String() != "" || p.sets != nil || p.dropSets != nil || p.rules != [2]string{} || p.detach != [2]string{} {
+		if !p.Empty() || p.String() != "" || p.sets != nil || p.dropSets != nil || p.rules != [3]string{} || p.detach != [3]string{} {
 			t.Errorf("%s: %+v", role, p)
 		}
 	}
@@ -79,7 +79,10 @@ func TestF01_DiffChains(t *testing.T) {
 		{"deleted", func(_ *testing.T, got Observed) { delete(got.Tables[IPv6].Chains, ChainICMP) }, []string{"ipv6 chain PGHARDEND-ICMP: missing"}},
 		{"table gone", func(_ *testing.T, got Observed) { clear(got.Tables[IPv4].Chains) }, []string{
 			"ipv4 chain PGHARDEND-IN: missing", "ipv4 chain PGHARDEND-OUT: missing", "ipv4 chain PGHARDEND-FWD: missing", "ipv4 chain PGHARDEND-ICMP: missing",
-			"ipv4 jump INPUT: missing", "ipv4 jump OUTPUT: missing", "ipv4 jump FORWARD: missing"}},
+			"ipv4 chain PGHARDEND-META: missing", "ipv4 jump INPUT: missing", "ipv4 jump OUTPUT: missing", "ipv4 jump FORWARD: missing"}},
+		{"raw flushed", func(_ *testing.T, got Observed) { got.Tables[RawIPv6].Chains[ChainRPF] = nil }, []string{"ipv6 chain raw PGHARDEND-RPF: differs"}},
+		{"raw gone", func(_ *testing.T, got Observed) { clear(got.Tables[RawIPv6].Chains) }, []string{
+			"ipv6 chain raw PGHARDEND-RPF: missing", "ipv6 jump raw PREROUTING: missing"}},
 	})
 }
 
@@ -90,6 +93,7 @@ func TestF02_DiffJumpDeleted(t *testing.T) {
 			got.Tables[IPv6].Chains["OUTPUT"] = nil
 			prepend(got, IPv6, "OUTPUT", "-j ACCEPT")
 		}, []string{"ipv6 jump OUTPUT: missing"}},
+		{"raw", func(_ *testing.T, got Observed) { got.Tables[RawIPv6].Chains["PREROUTING"] = nil }, []string{"ipv6 jump raw PREROUTING: missing"}},
 	})
 }
 
@@ -131,6 +135,10 @@ func TestF03_DiffAboveTheJump(t *testing.T) {
 		}, moved},
 		{"chain called LOG", chain("LOG", "-j ACCEPT"), moved},
 		{"chain that calls itself", chain("loop", "-j loop"), moved},
+		{"raw: no tracking, tracing", func(_ *testing.T, got Observed) {
+			prepend(got, Family(RawIPv6), "PREROUTING", "-p udp -j CT --notrack", "-j NOTRACK", "-j TRACE")
+		}, nil},
+		{"raw: accept", func(_ *testing.T, got Observed) { prepend(got, Family(RawIPv6), "PREROUTING", "-j ACCEPT") }, []string{"ipv6 jump raw PREROUTING: not in first place"}},
 		{"twice", above("-m comment --comment pghardend:jump -j PGHARDEND-IN"), []string{"ipv4 jump INPUT: there more than once"}},
 		{"into another of our chains", above("-j PGHARDEND-OUT"), []string{"ipv4 jump INPUT: there more than once"}},
 		{"edited", func(t *testing.T, got Observed) { edit(t, got, IPv4, "INPUT", "jump", "-m", "-s 10.0.0.0/8 -m") }, []string{"ipv4 jump INPUT: differs"}},
@@ -186,11 +194,11 @@ func TestF04_DiffEditedRule(t *testing.T) {
 
 // F5: policies are not even read.
 func TestF05_DiffIgnoresPolicies(t *testing.T) {
-	a, err := ParseSave([]byte("*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"))
+	a, err := ParseSave("filter", []byte("*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := ParseSave([]byte("*filter\n:INPUT DROP [7:420]\nCOMMIT\n"))
+	b, err := ParseSave("filter", []byte("*filter\n:INPUT DROP [7:420]\nCOMMIT\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,9 +224,10 @@ func TestF11_DiffLeavesTheUnreadableAlone(t *testing.T) {
 		got  Observed
 		want string // the only family and resource that may be in the plan
 	}{
-		"v4 only": {Observed{Tables: [2]ObservedTable{nothing().Tables[0], {}}}, "ipv4 "},
-		"v6 only": {Observed{Tables: [2]ObservedTable{{}, nothing().Tables[1]}}, "ipv6 "},
-		"nothing": {Observed{}, "-"},
+		"v4 only":  {Observed{Tables: [3]ObservedTable{nothing().Tables[0]}}, "ipv4 "},
+		"raw only": {Observed{Tables: [3]ObservedTable{{}, {}, nothing().Tables[2]}}, "ipv6 "},
+		"v6 only":  {Observed{Tables: [3]ObservedTable{{}, nothing().Tables[1]}}, "ipv6 "},
+		"nothing":  {Observed{}, "-"},
 	} {
 		p := Diff(rs, tc.got)
 		for _, c := range p.Changes {
@@ -231,7 +240,7 @@ func TestF11_DiffLeavesTheUnreadableAlone(t *testing.T) {
 		}
 	}
 	sets := Diff(rs, Observed{SetsRead: true})
-	if sets.Empty() || sets.rules != [2]string{} || sets.detach != [2]string{} {
+	if sets.Empty() || sets.rules != [3]string{} || sets.detach != [3]string{} {
 		t.Errorf("sets alone: %+v", sets)
 	}
 }
@@ -257,8 +266,8 @@ mine" -j ACCEPT`)
 	got.Tables[IPv4].Chains["PGHARDEND-OLD"] = nil
 	prepend(got, IPv4, "PGHARDEND-OLD", "-j ACCEPT")
 	delete(got.Sets, "pgh6-dns")
-	got.Sets["pgh4-pgpool"] = ObservedSet{Type: setType, Family: "inet", Members: []string{"10.20.1.20/32", "10.66.0.0/16 nomatch"}}
-	got.Sets["pgh4-gone"] = ObservedSet{Type: setType, Family: "inet"}
+	got.Sets["pgh4-pgpool"] = ObservedSet{Type: typeNet, Family: "inet", Members: []string{"10.20.1.20/32", "10.66.0.0/16 nomatch"}}
+	got.Sets["pgh4-gone"] = ObservedSet{Type: typeNet, Family: "inet"}
 	p := Diff(rs, got)
 	golden(t, "plan.txt", p.String())
 	golden(t, "plan-ipv4.restore", p.rules[IPv4])
@@ -270,11 +279,12 @@ func TestTeardownPlan(t *testing.T) {
 	got := asObserved(render(t, "pgpool"))
 	prepend(got, IPv4, "INPUT", "-s 10.0.0.1/32 -j ACCEPT")
 	prepend(got, IPv4, "DOCKER-USER", "-j PGHARDEND-IN")
-	got.Sets["pgh4.dns"] = ObservedSet{Type: setType, Family: "inet"}
+	got.Sets["pgh4.dns"] = ObservedSet{Type: typeNet, Family: "inet"}
 	p := TeardownPlan(got)
 	golden(t, "teardown-ipv4.restore", p.rules[IPv4])
 	golden(t, "teardown-ipv6.restore", p.rules[IPv6])
-	if len(p.sets) != 0 || len(p.dropSets) != 13 || !slices.Contains(p.dropSets, "pgh4.dns") {
+	golden(t, "teardown-ipv6-raw.restore", p.rules[RawIPv6])
+	if len(p.sets) != 0 || len(p.dropSets) != 17 || !slices.Contains(p.dropSets, "pgh4.dns") {
 		t.Errorf("sets %v %v", p.sets, p.dropSets)
 	}
 	if p := TeardownPlan(nothing()); !p.Empty() {
@@ -296,24 +306,24 @@ func TestF15b_DiffSets(t *testing.T) {
 	pool := func(s ObservedSet, problem string) drift {
 		return drift{problem, put("pgh4-pgpool", s), []string{"ipv4 set pgh4-pgpool: " + problem}}
 	}
-	timed := set(setType, "inet", "10.20.1.20/32 timeout 9", "10.20.1.21/32 timeout 9")
+	timed := set(typeNet, "inet", "10.20.1.20/32 timeout 9", "10.20.1.21/32 timeout 9")
 	timed.Options = []string{"timeout", "60"}
-	counting := set(setType, "inet", "10.20.1.20/32", "10.20.1.21/32")
+	counting := set(typeNet, "inet", "10.20.1.20/32", "10.20.1.21/32")
 	counting.Options = []string{"counters"}
 	differ := []string{"ipv4 set pgh4-pgpool: members differ"}
 	testDrifts(t, []drift{
-		{"added", put("pgh4-pgpool", set(setType, "inet", "10.20.1.20/32", "10.20.1.21/32", "10.66.0.1/32")), differ},
-		{"removed", put("pgh4-pgpool", set(setType, "inet", "10.20.1.20/32")), differ},
-		{"emptied", put("pgh4-pgpool", set(setType, "inet")), differ},
-		{"nomatch", put("pgh4-pgpool", set(setType, "inet", "10.20.1.20/32 nomatch", "10.20.1.21/32")), differ},
+		{"added", put("pgh4-pgpool", set(typeNet, "inet", "10.20.1.20/32", "10.20.1.21/32", "10.66.0.1/32")), differ},
+		{"removed", put("pgh4-pgpool", set(typeNet, "inet", "10.20.1.20/32")), differ},
+		{"emptied", put("pgh4-pgpool", set(typeNet, "inet")), differ},
+		{"nomatch", put("pgh4-pgpool", set(typeNet, "inet", "10.20.1.20/32 nomatch", "10.20.1.21/32")), differ},
 		{"destroyed", func(_ *testing.T, got Observed) { delete(got.Sets, "pgh6-ntp") }, []string{"ipv6 set pgh6-ntp: missing"}},
 		pool(set("hash:ip", "inet"), "is a hash:ip of family inet, not hash:net inet"),
-		pool(set(setType, "inet6"), "is a hash:net of family inet6, not hash:net inet"),
+		pool(set(typeNet, "inet6"), "is a hash:net of family inet6, not hash:net inet"),
 		pool(set("list:set", ""), "is a list:set of family , not hash:net inet"),
 		pool(timed, "has options: timeout 60"),
 		pool(counting, "has options: counters"),
-		{"older version's", put("pgh4-gone", set(setType, "inet", "10.0.0.1/32")), []string{"ipv4 set pgh4-gone: not wanted"}},
-		{"left over", put("pgh6.pgpool", set(setType, "inet6")), []string{"ipv6 set pgh6.pgpool: left over"}},
+		{"older version's", put("pgh4-gone", set(typeNet, "inet", "10.0.0.1/32")), []string{"ipv4 set pgh4-gone: not wanted"}},
+		{"left over", put("pgh6.pgpool", set(typeNet, "inet6")), []string{"ipv6 set pgh6.pgpool: left over"}},
 	})
 }
 
@@ -321,10 +331,10 @@ func TestF15b_DiffSets(t *testing.T) {
 func TestF15b_SetEdits(t *testing.T) {
 	rs := render(t, "postgres")
 	got := asObserved(rs)
-	got.Sets["pgh4-pgpool"] = set(setType, "inet", "10.66.0.1/32")
+	got.Sets["pgh4-pgpool"] = set(typeNet, "inet", "10.66.0.1/32")
 	got.Sets["pgh4-postgres"] = set("hash:ip", "inet")
-	got.Sets["pgh6-pgpool"] = set(setType, "inet6")
-	got.Sets["pgh6.pgpool"] = set(setType, "inet6") // taken by a foreign rule, perhaps
+	got.Sets["pgh6-pgpool"] = set(typeNet, "inet6")
+	got.Sets["pgh6.pgpool"] = set(typeNet, "inet6") // taken by a foreign rule, perhaps
 	delete(got.Sets, "pgh6-postgres")
 	p := Diff(rs, got)
 	golden(t, "sets.restore", setsText(p))

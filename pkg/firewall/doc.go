@@ -6,7 +6,8 @@
 // The pure half needs no root and does no I/O:
 //
 //	ParseFlows  flows.yaml            → []Flow
-//	Render      Spec (role, flows, members) → Ruleset
+//	Customise   []Flow, overrides     → []Flow, the rows in force
+//	Render      Spec (role, flows, members …) → Ruleset
 //	ParseSave   iptables-save output  → ObservedTable
 //	ParseSets   ipset save output     → map[string]ObservedSet
 //	Diff        Ruleset, Observed     → Plan
@@ -21,8 +22,9 @@
 // pgh6-NAME). The rule list is a function of role and flows alone, and a change
 // of membership is one atomic set swap.
 //
-// Four chains of the filter table are ours (PGHARDEND-IN, -OUT, -FWD, -ICMP)
-// together with one jump at the top of INPUT, OUTPUT and FORWARD. Everything
+// Five chains of the filter table are ours (PGHARDEND-IN, -OUT, -FWD, -ICMP,
+// -META) together with one jump at the top of INPUT, OUTPUT and FORWARD, and one
+// of IPv6's raw table (PGHARDEND-RPF) with its jump in PREROUTING. Everything
 // else is foreign and is neither changed nor counted as drift, save for one
 // thing: a foreign rule above our jump that could accept a packet makes the
 // jump move back on top of it. What can only drop or log stays above, also in
@@ -39,6 +41,19 @@
 // in both directions. They open nothing, but a peer that may be connected to
 // can have its bare ACKs answered by a reset.
 //
+// In scope siblings the first rule returns what is not to or from a sibling to
+// the host's own firewall; the rest of the chain is the same. Ahead of it stands
+// the guard of the metadata service, which is for every packet to the service.
+//
+// What one source may use of a service is a limit inside the rule that accepts,
+// behind its set: only members are counted, and what is too much falls through
+// to the drop. The kernel counts the connections that came by the rule since it
+// was written; those from before are not among them.
+//
+// Openings are members, with a time, of sets that are always there: the kernel
+// closes a hole at its end though nobody is there to do it. A member without a
+// time, or with another than what is left of the opening, is drift.
+//
 // The kernel is the truth: Diff compares whole normalised rules and whole set
 // contents with what iptables-save and ipset save print, never with memory or
 // with a comment's hash. iptables-save is read instead of go-iptables' List
@@ -48,7 +63,7 @@
 // texts hold foreign names and comments, which may look like anything: they are
 // read as the tools write them and not as a shell would, and shown escaped.
 //
-// A Plan is applied in three steps: sets are created and swapped, each family
+// A Plan is applied in three steps: sets are created and swapped, each table
 // gets one iptables-restore --noflush transaction, stale sets are destroyed.
 // If flows and members change at once, the old rules meet the new members for
 // the moment between the first two steps: a node of the instance may be let in

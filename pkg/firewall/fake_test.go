@@ -15,7 +15,7 @@ import (
 // at all, and sets that refuse to go while a rule names them. It checks what the
 // real one checks, so that a plan in the wrong order fails here as well.
 type fakeKernel struct {
-	tables [2]map[string][][]string // chain → rules → words
+	tables [3]map[string][][]string // chain → rules → words
 	sets   map[string]*fakeSet
 	absent []string // commands that are not installed
 	calls  []string // "restore ipv4", "ipset destroy x" …
@@ -34,8 +34,11 @@ var errFake = errors.New("fault injected")
 
 func newFakeKernel() *fakeKernel {
 	k := &fakeKernel{sets: map[string]*fakeSet{}}
-	for _, fam := range Families {
-		k.tables[fam] = map[string][][]string{"INPUT": nil, "OUTPUT": nil, "FORWARD": nil}
+	for _, id := range tableIDs {
+		k.tables[id] = map[string][][]string{}
+		for _, chain := range id.builtins() {
+			k.tables[id][chain] = nil
+		}
 	}
 	return k
 }
@@ -63,12 +66,16 @@ func (k *fakeKernel) run(ctx context.Context, stdin string, path string, args ..
 	if strings.HasPrefix(name, "ip6") {
 		fam = IPv6
 	}
+	id := TableID(fam)
+	if fam == IPv6 && (slices.Equal(args, []string{"-t", "raw"}) || strings.HasPrefix(stdin, "*raw\n")) {
+		id = RawIPv6
+	}
 	call := strings.Join(append([]string{name}, args...), " ")
 	switch {
 	case strings.HasSuffix(name, "-save"):
-		call = "save " + fam.String()
+		call = "save " + id.String()
 	case strings.HasSuffix(name, "-restore"):
-		call = "restore " + fam.String()
+		call = "restore " + id.String()
 	case call == "ipset restore":
 		call += " " + strings.Fields(stdin)[1]
 	}
@@ -82,12 +89,12 @@ func (k *fakeKernel) run(ctx context.Context, stdin string, path string, args ..
 	}
 	switch {
 	case strings.HasPrefix(call, "save "):
-		return k.save(fam), nil
+		return k.save(id), nil
 	case strings.HasPrefix(call, "restore "):
 		if !slices.Equal(args, []string{"--noflush", "-w", "5"}) {
 			return nil, fmt.Errorf("arguments %q", args)
 		}
-		return nil, k.restore(fam, stdin, fault)
+		return nil, k.restore(id, stdin, fault)
 	case call == "ipset save":
 		return k.saveSets(), nil
 	case strings.HasPrefix(call, "ipset restore"):
@@ -98,14 +105,14 @@ func (k *fakeKernel) run(ctx context.Context, stdin string, path string, args ..
 	return nil, fmt.Errorf("unknown call %s", call)
 }
 
-func (k *fakeKernel) save(fam Family) []byte {
+func (k *fakeKernel) save(id TableID) []byte {
 	var b strings.Builder
-	b.WriteString("# Generated\n*filter\n")
-	for _, c := range slices.Sorted(maps.Keys(k.tables[fam])) {
+	b.WriteString("# Generated\n*" + id.name() + "\n")
+	for _, c := range slices.Sorted(maps.Keys(k.tables[id])) {
 		fmt.Fprintf(&b, ":%s - [0:0]\n", c)
 	}
-	for _, c := range slices.Sorted(maps.Keys(k.tables[fam])) {
-		for _, r := range k.tables[fam][c] {
+	for _, c := range slices.Sorted(maps.Keys(k.tables[id])) {
+		for _, r := range k.tables[id][c] {
 			fmt.Fprintf(&b, "-A %s %s\n", c, quoteWords(r))
 		}
 	}
@@ -113,14 +120,23 @@ func (k *fakeKernel) save(fam Family) []byte {
 	return []byte(b.String())
 }
 
+// text is all there is.
+func (k *fakeKernel) text() string {
+	text := string(k.saveSets())
+	for _, id := range tableIDs {
+		text += string(k.save(id))
+	}
+	return text
+}
+
 // restore works on a copy, which counts only if every line is right.
-func (k *fakeKernel) restore(fam Family, text string, fault error) error {
+func (k *fakeKernel) restore(id TableID, text string, fault error) error {
 	table := map[string][][]string{}
-	for c, rules := range k.tables[fam] {
+	for c, rules := range k.tables[id] {
 		table[c] = slices.Clone(rules)
 	}
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	if lines[0] != "*filter" || lines[len(lines)-1] != "COMMIT" {
+	if lines[0] != "*"+id.name() || lines[len(lines)-1] != "COMMIT" {
 		return fmt.Errorf("no transaction: %q", text)
 	}
 	for n, line := range lines[1 : len(lines)-1] {
@@ -131,7 +147,7 @@ func (k *fakeKernel) restore(fam Family, text string, fault error) error {
 	if fault != nil {
 		return fault
 	}
-	k.tables[fam] = table
+	k.tables[id] = table
 	return nil
 }
 

@@ -4,14 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
-// Firewall reads and writes this network namespace's filter tables and sets.
+// Firewall reads and writes this network namespace's tables and sets.
 type Firewall struct {
 	backend string
 	run     runner
 	tools   [2]tools
 	missing [2]error // why a family's tools cannot be used
+	unused  [3]bool  // tables that are not even to be looked at
 	ipset   string
 	noIpset error // why ipset cannot be used
 }
@@ -47,18 +49,19 @@ func open(ctx context.Context, backend string, run runner) (*Firewall, error) {
 // Backend is nft or legacy.
 func (f *Firewall) Backend() string { return f.backend }
 
-// Observe reads both filter tables and our sets. On an error the parts that
+// Observe reads our tables and our sets. On an error the parts that
 // could be read are still returned, and Diff leaves the others alone.
 func (f *Firewall) Observe(ctx context.Context) (Observed, error) {
 	var got Observed
 	var errs []error
-	for _, fam := range Families {
-		t, err := f.observeTable(ctx, fam)
+	for _, id := range tableIDs {
+		t, err := f.observeTable(ctx, id)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("cannot observe %s: %w", fam, err))
+			errs = append(errs, fmt.Errorf("cannot observe %s: %w", id, err))
 		}
-		got.Tables[fam] = t
+		got.Tables[id] = t
 	}
+	got.At = time.Now()
 	sets, err := f.observeSets(ctx)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("cannot observe the sets: %w", err))
@@ -67,15 +70,21 @@ func (f *Firewall) Observe(ctx context.Context) (Observed, error) {
 	return got, errors.Join(errs...)
 }
 
-func (f *Firewall) observeTable(ctx context.Context, fam Family) (ObservedTable, error) {
-	if f.missing[fam] != nil {
+func (f *Firewall) observeTable(ctx context.Context, id TableID) (ObservedTable, error) {
+	fam := id.family()
+	switch {
+	case f.unused[id]:
+		return ObservedTable{}, nil
+	case f.missing[fam] != nil && id == RawIPv6:
+		return ObservedTable{}, nil // said already, for the filter table
+	case f.missing[fam] != nil:
 		return ObservedTable{}, f.missing[fam]
 	}
-	out, err := f.run.run(ctx, "", f.tools[fam].save, "-t", "filter")
+	out, err := f.run.run(ctx, "", f.tools[fam].save, "-t", id.name())
 	if err != nil {
 		return ObservedTable{}, err
 	}
-	return ParseSave(out)
+	return ParseSave(id.name(), out)
 }
 
 func (f *Firewall) observeSets(ctx context.Context) (map[string]ObservedSet, error) {
@@ -86,9 +95,9 @@ func (f *Firewall) observeSets(ctx context.Context) (map[string]ObservedSet, err
 	return ParseSets(out)
 }
 
-// Apply carries the plan out. Families and sets are independent: a failure in
+// Apply carries the plan out. Tables and sets are independent: a failure in
 // one does not keep the others from being repaired. A restore that fails has
-// changed nothing in its family.
+// changed nothing in its table.
 //
 // Once begun, a plan is carried out even if ctx ends, since half of one may
 // leave new connections shut out; each command in it is bounded in time.
@@ -98,16 +107,16 @@ func (f *Firewall) Apply(ctx context.Context, p Plan) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
-	for _, fam := range Families {
-		errs = append(errs, f.restore(ctx, fam, p.detach[fam]))
+	for _, id := range tableIDs {
+		errs = append(errs, f.restore(ctx, id, p.detach[id]))
 	}
 	for _, set := range p.sets {
-		if _, err := f.runIpset(ctx, set.text, "restore"); err != nil {
+		if _, err := f.runIpset(ctx, set.text(time.Now()), "restore"); err != nil {
 			errs = append(errs, fmt.Errorf("cannot write the set %s: %w", set.name, err))
 		}
 	}
-	for _, fam := range Families {
-		errs = append(errs, f.restore(ctx, fam, p.rules[fam]))
+	for _, id := range tableIDs {
+		errs = append(errs, f.restore(ctx, id, p.rules[id]))
 	}
 	for _, name := range p.dropSets {
 		if _, err := f.runIpset(ctx, "", "destroy", name); err != nil {
@@ -124,16 +133,17 @@ func (f *Firewall) runIpset(ctx context.Context, stdin string, args ...string) (
 	return f.run.run(ctx, stdin, f.ipset, args...)
 }
 
-func (f *Firewall) restore(ctx context.Context, fam Family, text string) error {
+func (f *Firewall) restore(ctx context.Context, id TableID, text string) error {
 	if text == "" {
 		return nil
 	}
+	fam := id.family()
 	if f.missing[fam] != nil {
-		return fmt.Errorf("cannot write %s rules: %w", fam, f.missing[fam])
+		return fmt.Errorf("cannot write %s rules: %w", id, f.missing[fam])
 	}
 	args := append([]string{"--noflush"}, lockArgs()...)
 	if _, err := f.run.run(ctx, text, f.tools[fam].restore, args...); err != nil {
-		return fmt.Errorf("cannot write %s rules: %w", fam, err)
+		return fmt.Errorf("cannot write %s rules: %w", id, err)
 	}
 	return nil
 }

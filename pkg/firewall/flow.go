@@ -27,6 +27,13 @@ type Flow struct {
 	From  []string `yaml:"from"`  // roles or networks
 	To    []string `yaml:"to"`    // roles or networks
 	Rate  int      `yaml:"rate"`  // icmp-echo only: requests per second and source
+
+	OptIn   bool `yaml:"opt_in"`  // off unless the configuration switches the row on
+	Limited bool `yaml:"limited"` // a service's row: what one source may use of it is limited
+
+	// What one source may use, enforced by the server's node; tcp only, 0 is no limit.
+	Connections  int `yaml:"connections"`    // at the same time
+	NewPerSecond int `yaml:"new_per_second"` // with twice as many at once
 }
 
 // Comments of rules that belong to no flow; a flow may not take their names.
@@ -43,11 +50,17 @@ const (
 	tagEchoReply   = "echo-reply"
 	tagNeighbour   = "neighbour-discovery"
 	tagMulticast   = "mld"
+	tagMetadata    = "metadata"
+	tagScope       = "scope"
+	tagOpen        = "open"
+	tagTCPFlags    = "tcp-flags"
+	tagRPFilter    = "rpfilter"
 )
 
 var reservedNames = []string{
 	tagEstablished, tagLoopback, tagICMP, tagInvalid, tagLog, tagDrop, tagJump,
 	tagPathMTU, tagICMPError, tagEchoReply, tagNeighbour, tagMulticast,
+	tagMetadata, tagScope, tagOpen, tagTCPFlags, tagRPFilter,
 }
 
 var (
@@ -58,9 +71,11 @@ var (
 // multiport takes at most 15 ports, iptables-extensions(8). hashlimit keeps the
 // microseconds between two packets as an integer, so that a rate above 1000 does
 // not always come back from the kernel as it went in (1500/sec as 1501/sec).
+// Connections: more than any server has, max_connections being 262143 at most.
 const (
-	maxPorts = 15
-	maxRate  = 1000
+	maxPorts       = 15
+	maxRate        = 1000
+	maxConnections = 1 << 20
 )
 
 // ParseFlows reads a flow matrix (version 1). Unknown keys are errors; file is
@@ -109,13 +124,8 @@ func (f Flow) check() error {
 	if slices.Contains(reservedNames, f.Name) {
 		return fmt.Errorf("name %q is reserved; choose another", f.Name)
 	}
-	if len(f.From) == 0 || len(f.To) == 0 {
-		return errors.New("from and to must each name at least one role or network")
-	}
-	for _, g := range slices.Concat(f.From, f.To) {
-		if !groupName.MatchString(g) {
-			return fmt.Errorf("role or network %q: use a lower-case name of at most 24 characters", g)
-		}
+	if err := f.checkGroups(); err != nil {
+		return err
 	}
 	if hasDuplicates(f.From) || hasDuplicates(f.To) || hasDuplicates(f.Ports) {
 		return errors.New("from, to and ports must each name a thing once")
@@ -137,6 +147,34 @@ func (f Flow) check() error {
 		}
 	default:
 		return fmt.Errorf("proto %q: use %s, %s or %s", f.Proto, ProtoTCP, ProtoUDP, ProtoEcho)
+	}
+	return f.checkLimits()
+}
+
+func (f Flow) checkGroups() error {
+	if len(f.From) == 0 || len(f.To) == 0 {
+		return errors.New("from and to must each name at least one role or network")
+	}
+	for _, g := range slices.Concat(f.From, f.To) {
+		if !groupName.MatchString(g) {
+			return fmt.Errorf("role or network %q: use a lower-case name of at most 24 characters", g)
+		}
+		if g == NetworkSiblings || g == NetworkMetadata || g == groupOpen {
+			return fmt.Errorf("no row may name the network %s; that name has a meaning of its own", g)
+		}
+	}
+	return nil
+}
+
+func (f Flow) checkLimits() error {
+	if f.Proto != ProtoTCP && (f.Limited || f.Connections != 0 || f.NewPerSecond != 0) {
+		return errors.New("limited, connections and new_per_second: only for proto tcp")
+	}
+	if f.Connections < 0 || f.Connections > maxConnections {
+		return fmt.Errorf("connections: give 1 to %d for each source, or 0 for no limit", maxConnections)
+	}
+	if f.NewPerSecond < 0 || f.NewPerSecond > maxRate {
+		return fmt.Errorf("new_per_second: give 1 to %d for each source, or 0 for no limit", maxRate)
 	}
 	return nil
 }

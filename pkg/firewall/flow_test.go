@@ -8,12 +8,13 @@ import (
 )
 
 func TestParseFlowsShipped(t *testing.T) {
-	flows := shipped(t)
+	flows := allShipped(t)
 	var names []string
 	for _, f := range flows {
 		names = append(names, f.Name)
 	}
-	want := []string{"postgres", "clients", "pcp", "watchdog", "heartbeat", "ssh", "dns-udp", "dns-tcp", "ntp", "echo"}
+	want := []string{"postgres", "clients", "pcp", "watchdog", "heartbeat", "ssh", "dns-udp", "dns-tcp", "ntp", "echo",
+		"ssh-peers", "patroni", "etcd", "exporter", "exporter-pgpool", "backup"}
 	if !slices.Equal(names, want) {
 		t.Errorf("flows %q, want %q", names, want)
 	}
@@ -58,6 +59,16 @@ func TestParseFlowsErrors(t *testing.T) {
 		"ports on echo":      {row("name: a, proto: icmp-echo, rate: 5, ports: [1], from: [b], to: [b]"), "icmp-echo has none"},
 		"echo without rate":  {row("name: a, proto: icmp-echo, from: [b], to: [b]"), "rate: give 1 to 1000"},
 		"rate not exact":     {row("name: a, proto: icmp-echo, rate: 1001, from: [b], to: [b]"), "rate: give 1 to 1000"},
+		"siblings":           {row("name: a, proto: tcp, ports: [1], from: [siblings], to: [b]"), "no row may name the network siblings"},
+		"metadata":           {row("name: a, proto: tcp, ports: [1], from: [a], to: [metadata]"), "no row may name the network metadata"},
+		"open":               {row("name: a, proto: tcp, ports: [1], from: [open], to: [b]"), "no row may name the network open"},
+		"name of a rule":     {row("name: tcp-flags, proto: tcp, ports: [1], from: [a], to: [b]"), `name "tcp-flags" is reserved`},
+		"limit on udp":       {row("name: a, proto: udp, ports: [1], from: [a], to: [b], connections: 1"), "only for proto tcp"},
+		"limited udp":        {row("name: a, proto: udp, ports: [1], from: [a], to: [b], limited: true"), "only for proto tcp"},
+		"limit on echo":      {row("name: a, proto: icmp-echo, rate: 5, from: [a], to: [b], new_per_second: 1"), "only for proto tcp"},
+		"connections":        {row("name: a, proto: tcp, ports: [1], from: [a], to: [b], connections: 1048577"), "connections: give 1 to 1048576"},
+		"fewer than none":    {row("name: a, proto: tcp, ports: [1], from: [a], to: [b], connections: -1"), "connections: give"},
+		"new per second":     {row("name: a, proto: tcp, ports: [1], from: [a], to: [b], new_per_second: 1001"), "new_per_second: give 1 to 1000"},
 		"unknown proto":      {row("name: a, proto: sctp, ports: [1], from: [b], to: [b]"), `proto "sctp": use tcp, udp or icmp-echo`},
 		"all named together": {row("name: A, proto: tcp, ports: [1], from: [b], to: [b]") + "  - {name: b, proto: x, from: [b], to: [b]}\n", "flows[1] (b): proto"},
 	} {

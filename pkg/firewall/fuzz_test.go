@@ -37,7 +37,7 @@ func FuzzParseSave(f *testing.F) {
 	}
 	rs := render(f, "postgres")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		table, err := ParseSave(data)
+		table, err := ParseSave("filter", data)
 		if err != nil {
 			if table.Read || table.Chains != nil {
 				t.Error("an error and a table")
@@ -72,7 +72,7 @@ func checkTransaction(t *testing.T, text string) {
 		if len(words) > 0 {
 			first = words[0]
 		}
-		builtin := len(words) > 1 && slices.Contains(builtins, words[1])
+		builtin := len(words) > 1 && slices.Contains(FilterIPv4.builtins(), words[1])
 		own := len(words) > 1 && strings.HasPrefix(words[1], chainPrefix)
 		switch {
 		case i == 0 && line == "*filter", line == "COMMIT":
@@ -110,7 +110,7 @@ func FuzzParseSets(f *testing.F) {
 			if i < 0 {
 				t.Fatalf("edits %q", e.name)
 			}
-			for line := range strings.Lines(e.text) {
+			for line := range strings.Lines(e.text(noon)) {
 				if words := strings.Fields(line); len(words) < 2 || !strings.HasSuffix(words[1], strings.TrimLeft(e.name[4:], "-")) {
 					t.Errorf("line %q in the edit of %s", line, e.name)
 				}
@@ -138,13 +138,16 @@ func FuzzParseFlows(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if flows, err = Customise(flows, nil); err != nil {
+			t.Fatalf("accepted, but: %v", err)
+		}
 		rs, err := Render(Spec{Role: "postgres", Flows: flows, Members: members()})
 		if err != nil {
 			t.Fatalf("accepted, but: %v", err)
 		}
 		for _, fam := range Families {
 			for _, c := range rs.Tables[fam].Chains {
-				checkChain(t, fam, c)
+				checkChain(t, ScopeHost, fam, c)
 			}
 		}
 		if p := Diff(rs, asObserved(rs)); !p.Empty() {

@@ -39,10 +39,20 @@ func read(t testing.TB, file string) []byte {
 	return data
 }
 
-// shipped is the matrix that the project ships.
-func shipped(t testing.TB) []Flow {
+// allShipped is the matrix that the project ships, opt-in rows included.
+func allShipped(t testing.TB) []Flow {
 	t.Helper()
 	flows, err := ParseFlows("flows.yaml", read(t, "../../policies/network/flows.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return flows
+}
+
+// shipped are the rows that are in force if the configuration says nothing.
+func shipped(t testing.TB) []Flow {
+	t.Helper()
+	flows, err := Customise(allShipped(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,8 +89,11 @@ func render(t testing.TB, role string) Ruleset {
 // nothing is what a fresh namespace has.
 func nothing() Observed {
 	got := Observed{SetsRead: true, Sets: map[string]ObservedSet{}}
-	for _, fam := range Families {
-		got.Tables[fam] = ObservedTable{Read: true, Chains: map[string][]ObservedRule{"INPUT": nil, "OUTPUT": nil, "FORWARD": nil}}
+	for _, id := range tableIDs {
+		got.Tables[id] = ObservedTable{Read: true, Chains: map[string][]ObservedRule{}}
+		for _, chain := range id.builtins() {
+			got.Tables[id].Chains[chain] = nil
+		}
 	}
 	return got
 }
@@ -88,18 +101,18 @@ func nothing() Observed {
 // asObserved is the state in which nothing is left to do.
 func asObserved(rs Ruleset) Observed {
 	got := nothing()
-	for _, fam := range Families {
-		for _, c := range rs.Tables[fam].Chains {
+	for _, id := range tableIDs {
+		for _, c := range rs.Tables[id].Chains {
 			for _, r := range c.Rules {
-				got.Tables[fam].Chains[c.Name] = append(got.Tables[fam].Chains[c.Name], observed(r))
+				got.Tables[id].Chains[c.Name] = append(got.Tables[id].Chains[c.Name], observed(r))
 			}
 		}
-		for _, j := range rs.Tables[fam].Jumps {
-			got.Tables[fam].Chains[j.From] = []ObservedRule{observed(j.Rule)}
+		for _, j := range rs.Tables[id].Jumps {
+			got.Tables[id].Chains[j.From] = []ObservedRule{observed(j.Rule)}
 		}
 	}
 	for _, s := range rs.Sets {
-		got.Sets[s.Name] = ObservedSet{Type: setType, Family: inet(s.Family), Members: s.memberNames()}
+		got.Sets[s.Name] = ObservedSet{Type: s.setType(), Family: inet(s.Family), Options: s.options(), Members: s.memberNames(got.At)}
 	}
 	return got
 }
@@ -109,7 +122,7 @@ func observed(r Rule) ObservedRule { return ObservedRule{Rule: r, words: slices.
 func setsText(p Plan) string {
 	var text string
 	for _, s := range p.sets {
-		text += s.text
+		text += s.text(noon)
 	}
 	return text
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Family is an address family.
@@ -27,28 +28,60 @@ func (f Family) String() string {
 	return "ipv4"
 }
 
-// The chains that are ours, in the filter table of each family.
+// The chains that are ours: in the filter table of each family, and the last in
+// the raw table of IPv6.
 const (
-	ChainIn   = "PGHARDEND-IN"
-	ChainOut  = "PGHARDEND-OUT"
-	ChainFwd  = "PGHARDEND-FWD"
-	ChainICMP = "PGHARDEND-ICMP"
+	ChainIn       = "PGHARDEND-IN"
+	ChainOut      = "PGHARDEND-OUT"
+	ChainFwd      = "PGHARDEND-FWD"
+	ChainICMP     = "PGHARDEND-ICMP"
+	ChainMetadata = "PGHARDEND-META"
+	ChainRPF      = "PGHARDEND-RPF"
 
 	chainPrefix = "PGHARDEND-"
 	tagPrefix   = "pghardend:"
 )
 
-// Set types and sizes: ipset(8), hash:net.
+// What of the traffic is judged, Spec.Scope.
 const (
-	setType       = "hash:net"
-	setMaxEntries = 65536
+	ScopeHost     = "host"     // all of it
+	ScopeSiblings = "siblings" // that with the network siblings; the host's own firewall judges the rest
+)
+
+// Networks with a meaning of their own; no row of the matrix may name them.
+const (
+	NetworkSiblings = "siblings" // other tenants' nodes in the shared subnets
+	NetworkMetadata = "metadata" // the cloud's metadata service, for root alone
 )
 
 // Spec is all that this node's rules are made from.
 type Spec struct {
-	Role    string                    // this node's role
-	Flows   []Flow                    // the matrix of the whole instance
-	Members map[string][]netip.Prefix // role or network → addresses, without this node's own
+	Role     string                    // this node's role
+	Flows    []Flow                    // the matrix of the whole instance: the rows in force
+	Members  map[string][]netip.Prefix // role or network → addresses, without this node's own
+	Scope    string                    // ScopeHost if empty
+	Openings []Opening
+}
+
+// Opening is a hole for a limited time in what this node lets in. The kernel
+// closes it, so it closes even if nobody is there to do it.
+type Opening struct {
+	From  netip.Prefix
+	Proto string // ProtoTCP or ProtoUDP
+	Port  uint16
+	Until time.Time
+}
+
+// builtin are the members that a network has whatever the peer list says.
+var builtin = map[string][]netip.Prefix{
+	NetworkMetadata: {netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:ec2::254/128")},
+	// A sibling on the same link can use its link-local address.
+	NetworkSiblings: {netip.MustParsePrefix("fe80::/10")},
+}
+
+// members are the addresses of a role or network, the built-in ones included.
+func (s Spec) members(group string) []netip.Prefix {
+	return slices.Concat(s.Members[group], builtin[group])
 }
 
 // Chain is one of our chains with its rules in order.
@@ -63,22 +96,15 @@ type Jump struct {
 	Rule Rule
 }
 
-// Table is our part of one family's filter table.
+// Table is our part of one table.
 type Table struct {
 	Chains []Chain
 	Jumps  []Jump
 }
 
-// Set is one ipset with its members, sorted.
-type Set struct {
-	Name    string
-	Family  Family
-	Members []netip.Prefix
-}
-
 // Ruleset is the desired state of both families.
 type Ruleset struct {
-	Tables [2]Table
+	Tables [3]Table // by TableID; those of the filter tables by Family as well
 	Sets   []Set
 }
 
@@ -88,13 +114,20 @@ func Render(s Spec) (Ruleset, error) {
 	if s.Role == "" {
 		return Ruleset{}, fmt.Errorf("cannot render rules: the node has no role")
 	}
+	if s.Scope != "" && s.Scope != ScopeHost && s.Scope != ScopeSiblings {
+		return Ruleset{}, fmt.Errorf("cannot render rules: scope %q: use %s or %s", s.Scope, ScopeHost, ScopeSiblings)
+	}
 	if err := checkFlows(s.Flows); err != nil {
 		return Ruleset{}, fmt.Errorf("cannot render rules: %w", err)
+	}
+	if i := slices.IndexFunc(s.Flows, func(f Flow) bool { return f.OptIn }); i >= 0 {
+		return Ruleset{}, fmt.Errorf("cannot render rules: row %s is off; Customise leaves out what is not in force", s.Flows[i].Name)
 	}
 	var rs Ruleset
 	for _, fam := range Families {
 		rs.Tables[fam] = renderTable(s, fam)
 	}
+	rs.Tables[RawIPv6] = renderRaw(s)
 	sets, err := renderSets(s)
 	if err != nil {
 		return Ruleset{}, fmt.Errorf("cannot render sets: %w", err)
@@ -103,69 +136,14 @@ func Render(s Spec) (Ruleset, error) {
 	return rs, nil
 }
 
-// SetName is the ipset that holds a role's or network's members of a family.
-func SetName(group string, fam Family) string { return setPrefix(fam) + group }
-
-func setPrefix(fam Family) string {
-	if fam == IPv6 {
-		return "pgh6-"
-	}
-	return "pgh4-"
-}
-
-// usedGroups are the groups that the rules of a node with this role name.
-func usedGroups(s Spec) []string {
-	var groups []string
-	for _, f := range s.Flows {
-		if slices.Contains(f.To, s.Role) {
-			groups = append(groups, f.From...)
-		}
-		if slices.Contains(f.From, s.Role) {
-			groups = append(groups, f.To...)
-		}
-	}
-	slices.Sort(groups)
-	return slices.Compact(groups)
-}
-
-func renderSets(s Spec) ([]Set, error) {
-	var sets []Set
-	for _, group := range usedGroups(s) {
-		for _, fam := range Families {
-			set := Set{Name: SetName(group, fam), Family: fam}
-			for _, p := range s.Members[group] {
-				if !p.IsValid() || p.Bits() == 0 || p.Addr().Is4In6() || p != p.Masked() {
-					return nil, fmt.Errorf("%s: %v is not a usable network", set.Name, p)
-				}
-				if p.Addr().Is4() == (fam == IPv4) {
-					set.Members = append(set.Members, p)
-				}
-			}
-			if len(set.Members) > setMaxEntries {
-				return nil, fmt.Errorf("%s: %d members, but a set holds %d; use wider networks", set.Name, len(set.Members), setMaxEntries)
-			}
-			slices.SortFunc(set.Members, comparePrefixes)
-			set.Members = slices.Compact(set.Members)
-			sets = append(sets, set)
-		}
-	}
-	return sets, nil
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
-}
-
 func renderTable(s Spec, fam Family) Table {
 	return Table{
 		Chains: []Chain{
 			{Name: ChainIn, Rules: renderDirection(s, fam, inbound)},
 			{Name: ChainOut, Rules: renderDirection(s, fam, outbound)},
-			{Name: ChainFwd, Rules: []Rule{logDrop("fwd"), drop(tagDrop)}},
+			{Name: ChainFwd, Rules: renderForward(s, fam)},
 			{Name: ChainICMP, Rules: renderICMP(fam)},
+			{Name: ChainMetadata, Rules: renderMetadata(fam)},
 		},
 		Jumps: []Jump{
 			{From: "INPUT", Rule: jump(ChainIn)},
@@ -188,6 +166,7 @@ var (
 // direction is what differs between packets to and from this node.
 type direction struct {
 	name     string // in log prefixes
+	in       bool
 	loopback string // the switch that names the interface
 	peer     string // which end of the packet is the peer
 	opens    ends   // in flows that this direction opens
@@ -195,37 +174,90 @@ type direction struct {
 }
 
 var (
-	inbound  = direction{name: "in", loopback: "-i", peer: "src", opens: asServer, answers: asClient}
+	inbound  = direction{name: "in", in: true, loopback: "-i", peer: "src", opens: asServer, answers: asClient}
 	outbound = direction{name: "out", loopback: "-o", peer: "dst", opens: asClient, answers: asServer}
 )
 
 // renderDirection is the chain for packets to or from this node itself.
 func renderDirection(s Spec, fam Family, d direction) []Rule {
-	icmp := icmpProto(fam)
-	rules := []Rule{
-		tagged(tagEstablished, "ACCEPT", "! -p "+icmp+" -m conntrack --ctstate RELATED,ESTABLISHED"),
-		tagged(tagLoopback, "ACCEPT", d.loopback+" lo"),
+	rules := renderHead(s, fam, d)
+	for _, row := range rowsOf(s, d.opens) {
+		if row.Proto == ProtoEcho {
+			match := echoRequest(fam) + " " + matchSet(row.group, fam, d.peer)
+			rules = append(rules, tagged(row.Name, "ACCEPT", match+" "+perSource(row.Name, row.Rate, row.Rate)))
+		}
 	}
-	var opens []Rule
-	for _, f := range s.Flows {
-		if !slices.Contains(d.opens.here(f), s.Role) {
+	rules = append(rules, tagged(tagICMP, ChainICMP, "-p "+icmpProto(fam)))
+	if d.in {
+		rules = append(rules, renderTCPFlags()...)
+	}
+	rules = append(rules, tagged(tagInvalid, "DROP", "-m conntrack --ctstate INVALID"))
+	for _, row := range rowsOf(s, d.opens) {
+		if row.Proto == ProtoEcho {
 			continue
 		}
-		for _, group := range d.opens.there(f) {
-			match := "-m set --match-set " + SetName(group, fam) + " " + d.peer
-			if f.Proto == ProtoEcho {
-				rules = append(rules, tagged(f.Name, "ACCEPT", echoRequest(fam)+" "+match+" "+perSource(f)))
-			} else {
-				opens = append(opens, tagged(f.Name, "ACCEPT", portMatch(f, "d")+" "+match+" -m conntrack --ctstate NEW"))
-			}
+		match := portMatch(row.Flow, "d") + " " + matchSet(row.group, fam, d.peer) + newOnly
+		if d.in {
+			match += serviceLimits(row.Flow, fam)
 		}
+		rules = append(rules, tagged(row.Name, "ACCEPT", match))
 	}
-	rules = append(rules,
-		tagged(tagICMP, ChainICMP, "-p "+icmp),
-		tagged(tagInvalid, "DROP", "-m conntrack --ctstate INVALID"))
-	rules = append(rules, opens...)
+	if d.in {
+		rules = append(rules, tagged(tagOpen, "ACCEPT", matchSet(groupOpen, fam, "src,dst")+newOnly))
+	}
 	rules = append(rules, renderAnswers(s, fam, d)...)
 	return append(rules, logDrop(d.name), drop(tagDrop))
+}
+
+// renderHead is what comes before any row. In scope host the metadata guard
+// stands behind "established", which costs a connection nothing. In scope
+// siblings "established" is not for what is none of our business, so the guard
+// comes before both: it is for every packet to the service, whoever judges the
+// others.
+func renderHead(s Spec, fam Family, d direction) []Rule {
+	var rules []Rule
+	if s.Scope == ScopeSiblings {
+		if !d.in {
+			rules = append(rules, metadataGuard(fam))
+		}
+		rules = append(rules, outOfScope(fam, d))
+	}
+	rules = append(rules, established(tagEstablished, "ACCEPT", fam), tagged(tagLoopback, "ACCEPT", d.loopback+" lo"))
+	if s.Scope != ScopeSiblings && !d.in {
+		rules = append(rules, metadataGuard(fam))
+	}
+	return rules
+}
+
+// established leaves ICMP out, see the package's comment.
+func established(tag, target string, fam Family) Rule {
+	return tagged(tag, target, "! -p "+icmpProto(fam)+" -m conntrack --ctstate RELATED,ESTABLISHED")
+}
+
+const newOnly = " -m conntrack --ctstate NEW"
+
+func matchSet(group string, fam Family, side string) string {
+	return "-m set --match-set " + SetName(group, fam) + " " + side
+}
+
+// row is one flow and one of the groups at its other end.
+type row struct {
+	Flow
+	group string
+}
+
+// rowsOf are the rows in which this node is at the end e.
+func rowsOf(s Spec, e ends) []row {
+	var rows []row
+	for _, f := range s.Flows {
+		if !slices.Contains(e.here(f), s.Role) {
+			continue
+		}
+		for _, group := range e.there(f) {
+			rows = append(rows, row{f, group})
+		}
+	}
+	return rows
 }
 
 // renderAnswers lets a server's next segment through on connections that
@@ -236,18 +268,15 @@ func renderDirection(s Spec, fam Family, d direction) []Rule {
 // result. A SYN never matches, so nothing can be opened in either direction.
 func renderAnswers(s Spec, fam Family, d direction) []Rule {
 	var rules []Rule
-	for _, f := range s.Flows {
-		if f.Proto != ProtoTCP || !slices.Contains(d.answers.here(f), s.Role) {
+	for _, row := range rowsOf(s, d.answers) {
+		if row.Proto != ProtoTCP {
 			continue
 		}
-		for _, group := range d.answers.there(f) {
-			ports := portMatch(f, "s")
-			if len(f.Ports) > 1 {
-				ports += " -m tcp"
-			}
-			rules = append(rules, tagged(f.Name, "ACCEPT", ports+" ! --tcp-flags FIN,SYN,RST,ACK SYN"+
-				" -m set --match-set "+SetName(group, fam)+" "+d.peer+" -m conntrack --ctstate NEW"))
+		ports := portMatch(row.Flow, "s")
+		if len(row.Ports) > 1 {
+			ports += " -m tcp"
 		}
+		rules = append(rules, tagged(row.Name, "ACCEPT", ports+" ! --tcp-flags FIN,SYN,RST,ACK SYN "+matchSet(row.group, fam, d.peer)+newOnly))
 	}
 	return rules
 }
@@ -261,14 +290,6 @@ func portMatch(f Flow, side string) string {
 		ports[i] = strconv.Itoa(int(p))
 	}
 	return fmt.Sprintf("-p %s -m multiport --%sports %s", f.Proto, side, strings.Join(ports, ","))
-}
-
-// perSource limits each source on its own, so that one peer's flood does not
-// use up another's share. The rate is part of the table's name since the kernel
-// reuses a table of the same name with its old rate.
-func perSource(f Flow) string {
-	return fmt.Sprintf("-m hashlimit --hashlimit-upto %d/sec --hashlimit-burst %d --hashlimit-mode srcip --hashlimit-name pgh-%s-%d",
-		f.Rate, f.Rate, f.Name, f.Rate)
 }
 
 // tagged builds a rule with a comment that names its flow or purpose.

@@ -94,50 +94,79 @@ func TestRenderFollowsTheMatrix(t *testing.T) {
 // What must hold of every chain, whatever the flows: see DESIGN and RFC 4890.
 func TestRenderInvariants(t *testing.T) {
 	flows := append(shipped(t), Flow{Name: "wide", Proto: ProtoTCP, Ports: []uint16{1, 2, 3}, From: []string{"postgres"}, To: []string{"pgpool", "postgres"}})
-	for _, role := range []string{"postgres", "pgpool", "other"} {
-		rs, err := Render(Spec{Role: role, Flows: flows, Members: members()})
-		if err != nil {
-			t.Fatal(err)
+	for i := range flows {
+		if flows[i].Limited {
+			flows[i].Connections, flows[i].NewPerSecond = 113, 500
 		}
-		for _, fam := range Families {
-			for _, c := range rs.Tables[fam].Chains {
-				checkChain(t, fam, c)
+	}
+	for _, scope := range []string{"", ScopeHost, ScopeSiblings} {
+		for _, role := range []string{"postgres", "pgpool", "other"} {
+			rs, err := Render(Spec{Role: role, Flows: flows, Members: members(), Scope: scope})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, fam := range Families {
+				for _, c := range rs.Tables[fam].Chains {
+					checkChain(t, scope, fam, c)
+				}
 			}
 		}
 	}
 }
 
-func checkChain(t *testing.T, fam Family, c Chain) {
+func checkChain(t *testing.T, scope string, fam Family, c Chain) {
 	t.Helper()
 	last := c.Rules[len(c.Rules)-1]
 	if target, _ := last.target(); target != "DROP" || len(last.tokens) != 6 {
 		t.Errorf("%s %s does not end in an unconditional drop: %s", fam, c.Name, last)
+	}
+	first := 0 // where established stands
+	if scope == ScopeSiblings {
+		first = map[string]int{ChainIn: 1, ChainOut: 2}[c.Name]
 	}
 	for i, r := range c.Rules {
 		text := r.String()
 		if !strings.Contains(text, "--comment pghardend:") {
 			t.Errorf("%s %s: no comment: %s", fam, c.Name, r)
 		}
-		target, _ := r.target()
-		opens := strings.Contains(text, "--match-set")
-		echo := strings.Contains(text, echoRequest(fam)+" ")
-		if opens && !echo && !strings.Contains(text, "--ctstate NEW") {
-			t.Errorf("%s %s: opens for more than new connections: %s", fam, c.Name, r)
-		}
-		if echo && !strings.Contains(text, "-m hashlimit") {
-			t.Errorf("%s %s: echo without a limit: %s", fam, c.Name, r)
-		}
-		if strings.Contains(text, "--sport") && !strings.Contains(text, "! --tcp-flags FIN,SYN,RST,ACK SYN") {
-			t.Errorf("%s %s: a source port opens: %s", fam, c.Name, r)
-		}
-		loopback := strings.HasPrefix(text, "-i lo ") || strings.HasPrefix(text, "-o lo ")
+		checkOpening(t, scope, fam, c.Name, r)
 		established := strings.HasPrefix(text, "! -p "+icmpProto(fam)+" -m conntrack --ctstate ESTABLISHED,RELATED ")
-		if target == "ACCEPT" && c.Name != ChainICMP && !opens && !loopback && !established {
-			t.Errorf("%s %s: accepts too much: %s", fam, c.Name, r)
-		}
-		if (c.Name == ChainIn || c.Name == ChainOut) && established != (i == 0) {
+		if (c.Name == ChainIn || c.Name == ChainOut) && established != (i == first) {
 			t.Errorf("%s %s: rule %d: established comes first and only there, without ICMP: %s", fam, c.Name, i, r)
 		}
+	}
+}
+
+// checkOpening: what a rule lets through, or out of our chain, is what some
+// rule may.
+func checkOpening(t *testing.T, scope string, fam Family, chain string, r Rule) {
+	t.Helper()
+	text := r.String()
+	target, _ := r.target()
+	set := strings.Contains(text, "--match-set")
+	echo := strings.Contains(text, echoRequest(fam)+" ")
+	if set && target == "ACCEPT" && !echo && !strings.Contains(text, "--ctstate NEW") {
+		t.Errorf("%s %s: opens for more than new connections: %s", fam, chain, r)
+	}
+	if echo && !strings.Contains(text, "-m hashlimit") {
+		t.Errorf("%s %s: echo without a limit: %s", fam, chain, r)
+	}
+	if strings.Contains(text, "--sport") && !strings.Contains(text, "! --tcp-flags FIN,SYN,RST,ACK SYN") {
+		t.Errorf("%s %s: a source port opens: %s", fam, chain, r)
+	}
+	limit := max(strings.Index(text, "-m hashlimit"), strings.Index(text, "-m connlimit"))
+	if limit >= 0 && (chain == ChainOut && !echo || limit < strings.Index(text, "--match-set") || target != "ACCEPT") {
+		t.Errorf("%s %s: a limit counts members only, on their way in, in the rule that accepts: %s", fam, chain, r)
+	}
+	loopback := strings.HasPrefix(text, "-i lo ") || strings.HasPrefix(text, "-o lo ")
+	established := strings.HasPrefix(text, "! -p "+icmpProto(fam)+" -m conntrack --ctstate ESTABLISHED,RELATED ")
+	root := chain == ChainMetadata && strings.Contains(text, "--uid-owner 0 ") && strings.Contains(text, "--dport 80 ") && strings.Contains(text, "--ctstate NEW ")
+	if target == "ACCEPT" && chain != ChainICMP && !set && !loopback && !established && !root {
+		t.Errorf("%s %s: accepts too much: %s", fam, chain, r)
+	}
+	outside := scope == ScopeSiblings && strings.Contains(text, "! --match-set "+SetName(NetworkSiblings, fam))
+	if target == "RETURN" && chain != ChainMetadata && !outside {
+		t.Errorf("%s %s: leaves to others what is ours to judge: %s", fam, chain, r)
 	}
 }
 
@@ -188,7 +217,7 @@ func TestRenderRulesDoNotDependOnMembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := Diff(empty, asObserved(full)); strings.Contains(p.String(), "chain") || p.rules != [2]string{} {
+	if p := Diff(empty, asObserved(full)); strings.Contains(p.String(), "chain") || p.rules != [3]string{} {
 		t.Errorf("rules differ:\n%s", p)
 	}
 	if len(empty.Sets) != len(full.Sets) {
@@ -225,14 +254,23 @@ func TestRenderErrors(t *testing.T) {
 		change func(*Spec)
 		want   string
 	}{
-		"no role":      {func(s *Spec) { s.Role = "" }, "cannot render rules: the node has no role"},
-		"bad flow":     {func(s *Spec) { s.Flows[0].Ports = nil }, "cannot render rules: flows[0] (postgres): ports"},
-		"everyone":     {func(s *Spec) { s.Members["dns"] = prefixes("0.0.0.0/0") }, "cannot render sets: pgh4-dns: 0.0.0.0/0 is not a usable network"},
-		"everyone v6":  {func(s *Spec) { s.Members["dns"] = prefixes("::/0") }, "::/0 is not a usable network"},
-		"mapped":       {func(s *Spec) { s.Members["dns"] = []netip.Prefix{mapped} }, "is not a usable network"},
-		"host bits":    {func(s *Spec) { s.Members["ntp"] = prefixes("10.0.0.1/24") }, "10.0.0.1/24 is not a usable network"},
-		"zero":         {func(s *Spec) { s.Members["ntp"] = make([]netip.Prefix, 1) }, "is not a usable network"},
-		"too many":     {func(s *Spec) { s.Members["ntp"] = many }, "pgh4-ntp: 65537 members, but a set holds 65536"},
+		"no role":     {func(s *Spec) { s.Role = "" }, "cannot render rules: the node has no role"},
+		"bad flow":    {func(s *Spec) { s.Flows[0].Ports = nil }, "cannot render rules: flows[0] (postgres): ports"},
+		"everyone":    {func(s *Spec) { s.Members["dns"] = prefixes("0.0.0.0/0") }, "cannot render sets: pgh4-dns: 0.0.0.0/0 is not a usable network"},
+		"everyone v6": {func(s *Spec) { s.Members["dns"] = prefixes("::/0") }, "::/0 is not a usable network"},
+		"mapped":      {func(s *Spec) { s.Members["dns"] = []netip.Prefix{mapped} }, "is not a usable network"},
+		"host bits":   {func(s *Spec) { s.Members["ntp"] = prefixes("10.0.0.1/24") }, "10.0.0.1/24 is not a usable network"},
+		"zero":        {func(s *Spec) { s.Members["ntp"] = make([]netip.Prefix, 1) }, "is not a usable network"},
+		"too many":    {func(s *Spec) { s.Members["ntp"] = many }, "pgh4-ntp: 65537 members, but a set holds 65536"},
+		"open to all": {func(s *Spec) {
+			s.Openings = []Opening{{From: netip.MustParsePrefix("0.0.0.0/0"), Proto: "tcp", Port: 22}}
+		}, "pgh4-open: 0.0.0.0/0,tcp:22 is not a usable opening"},
+		"open port 0": {func(s *Spec) { s.Openings = []Opening{{From: netip.MustParsePrefix("fd00::1/128"), Proto: "tcp"}} }, "is not a usable opening"},
+		"open sctp": {func(s *Spec) {
+			s.Openings = []Opening{{From: netip.MustParsePrefix("10.0.0.1/32"), Proto: "sctp", Port: 1}}
+		}, "10.0.0.1/32,sctp:1 is not a usable opening"},
+		"scope":        {func(s *Spec) { s.Scope = "everything" }, `cannot render rules: scope "everything": use host or siblings`},
+		"metadata":     {func(s *Spec) { s.Members["metadata"] = prefixes("0.0.0.0/0") }, "pgh4-metadata: 0.0.0.0/0 is not a usable network"},
 		"not our role": {func(s *Spec) { s.Members["unused"] = prefixes("0.0.0.0/0") }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

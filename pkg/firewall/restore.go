@@ -8,6 +8,7 @@ import (
 // A transaction collects the lines of one iptables-restore --noflush input,
 // which the kernel commits as a whole or not at all.
 type transaction struct {
+	table   TableID
 	declare strings.Builder // ":CHAIN": with --noflush it makes or empties that chain only
 	body    strings.Builder
 }
@@ -33,14 +34,14 @@ func (t *transaction) text() string {
 	if t.declare.Len() == 0 && t.body.Len() == 0 {
 		return ""
 	}
-	return "*filter\n" + t.declare.String() + t.body.String() + "COMMIT\n"
+	return "*" + t.table.name() + "\n" + t.declare.String() + t.body.String() + "COMMIT\n"
 }
 
 // detachText writes our chains without the rules that name a set: nothing new
 // is let in, established connections go on. Chains of an older version, which
 // may name the set as well, are emptied.
-func detachText(want Table, got ObservedTable) string {
-	var tx transaction
+func detachText(id TableID, want Table, got ObservedTable) string {
+	tx := transaction{table: id}
 	for _, c := range want.Chains {
 		closed := Chain{Name: c.Name}
 		for _, r := range c.Rules {

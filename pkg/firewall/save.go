@@ -1,12 +1,12 @@
 package firewall
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // ObservedRule is a rule as the kernel has it.
@@ -25,9 +25,9 @@ func (r ObservedRule) writable() bool {
 	return !slices.ContainsFunc(r.words, func(w string) bool { return strings.ContainsAny(w, "\n\x00") })
 }
 
-// ObservedTable is one family's filter table.
+// ObservedTable is one table as the kernel has it.
 type ObservedTable struct {
-	Read   bool // false if it could not be read; Diff then leaves the family alone
+	Read   bool // false if it could not be read; Diff then leaves the table alone
 	Chains map[string][]ObservedRule
 }
 
@@ -41,38 +41,39 @@ type ObservedSet struct {
 
 // Observed is what the kernel has.
 type Observed struct {
-	Tables   [2]ObservedTable
+	Tables   [3]ObservedTable // by TableID
 	SetsRead bool
 	Sets     map[string]ObservedSet
+	At       time.Time // when the sets were read; members of some run out
 }
 
-// ParseSave reads what iptables-save -t filter prints. Other tables in the
+// ParseSave reads one table from what iptables-save prints. Other tables in the
 // text are skipped.
-func ParseSave(data []byte) (ObservedTable, error) {
+func ParseSave(name string, data []byte) (ObservedTable, error) {
 	t := ObservedTable{Read: true, Chains: map[string][]ObservedRule{}}
 	table := "" // the one whose COMMIT is still to come
 	for n, text := 1, string(data); text != ""; n++ {
 		line, _, _ := strings.Cut(text, "\n")
 		size := len(line)
 		switch {
-		case strings.HasPrefix(line, "#") && strings.Contains(line, "`filter' is incompatible"):
-			return ObservedTable{}, errors.New("cannot read the rules: the filter table holds rules that only nft understands; find them with `nft -a list table ip filter` (or ip6) and move them to a table of their own")
+		case strings.HasPrefix(line, "#") && strings.Contains(line, "`"+name+"' is incompatible"):
+			return ObservedTable{}, fmt.Errorf("cannot read the rules: the %s table holds rules that only nft understands; find them with `nft -a list table ip %[1]s` (or ip6) and move them to a table of their own", name)
 		case line == "" || strings.HasPrefix(line, "#"):
 		case line == "COMMIT":
 			table = ""
 		case strings.HasPrefix(line, "*"):
 			table = line[1:]
 		case strings.HasPrefix(line, ":"):
-			if table == "filter" {
-				name, _, _ := strings.Cut(line[1:], " ")
-				t.Chains[name] = nil // declared once, before any rule
+			if table == name {
+				chain, _, _ := strings.Cut(line[1:], " ")
+				t.Chains[chain] = nil // declared once, before any rule
 			}
 		case strings.HasPrefix(line, "-A "):
 			chain, _, _ := strings.Cut(line[len("-A "):], " ")
 			start := len("-A ") + len(chain)
 			words, used := scanWords(text[start:], true)
 			size = start + used
-			if table == "filter" {
+			if table == name {
 				t.Chains[chain] = append(t.Chains[chain], ObservedRule{Rule: newRule(words...), words: words})
 			}
 		default:
@@ -140,16 +141,21 @@ func parseCreate(words []string) ObservedSet {
 }
 
 // memberName writes a member as netip does: ipset leaves out the prefix length
-// of a single host and ends an address such as ::a00:1 in a dotted quad.
+// of a single host and ends an address such as ::a00:1 in a dotted quad. What
+// follows the address in a set of openings stays: ",tcp:22".
 func memberName(entry, family string) string {
+	entry, port, hasPort := strings.Cut(entry, ",")
+	if hasPort {
+		port = "," + port
+	}
 	if p, err := netip.ParsePrefix(entry); err == nil {
-		return p.String()
+		return p.String() + port
 	}
 	a, err := netip.ParseAddr(entry)
 	if err != nil || a.Zone() != "" || a.Is4() == (family == "inet6") {
-		return entry // of another kind of set
+		return entry + port // of another kind of set
 	}
-	return netip.PrefixFrom(a, a.BitLen()).String()
+	return netip.PrefixFrom(a, a.BitLen()).String() + port
 }
 
 func ownSet(name string) bool {

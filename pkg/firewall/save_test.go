@@ -13,7 +13,9 @@ import (
 // testInstance is what the captured texts were made from, role postgres.
 func testInstance(t *testing.T) Ruleset {
 	t.Helper()
-	rs, err := Render(Spec{Role: "postgres", Flows: shipped(t)})
+	flows := shipped(t)
+	flows[0].Connections, flows[0].NewPerSecond = 113, 500
+	rs, err := Render(Spec{Role: "postgres", Flows: flows})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,12 +29,18 @@ func TestParseSaveCaptured(t *testing.T) {
 	for _, backend := range []string{BackendNFT, BackendLegacy} {
 		for _, fam := range Families {
 			t.Run(backend+"-"+fam.String(), func(t *testing.T) {
-				got, err := ParseSave(read(t, fmt.Sprintf("testdata/save-%s-%s.txt", backend, fam)))
+				text := read(t, fmt.Sprintf("testdata/save-%s-%s.txt", backend, fam))
+				got, err := ParseSave("filter", text)
 				if err != nil {
 					t.Fatal(err)
 				}
 				o := Observed{}
 				o.Tables[fam] = got
+				if fam == IPv6 {
+					if o.Tables[RawIPv6], err = ParseSave("raw", text); err != nil {
+						t.Fatal(err)
+					}
+				}
 				if p := Diff(want, o); !p.Empty() {
 					t.Errorf("our own rules, as the kernel prints them, differ:\n%s", p)
 				}
@@ -64,7 +72,7 @@ func checkOddRules(t *testing.T, got ObservedTable) {
 		t.Errorf("INPUT (-want +got):\n%s", d)
 	}
 	chains := slices.Sorted(maps.Keys(got.Chains))
-	if want := []string{"DOCKER", "DOCKER-USER", "FORWARD", "INPUT", "OUTPUT", ChainFwd, ChainICMP, ChainIn, ChainOut, `c"d`, "f2b-sshd"}; !slices.Equal(chains, want) {
+	if want := []string{"DOCKER", "DOCKER-USER", "FORWARD", "INPUT", "OUTPUT", ChainFwd, ChainICMP, ChainIn, ChainMetadata, ChainOut, `c"d`, "f2b-sshd"}; !slices.Equal(chains, want) {
 		t.Errorf("chains %q, want %q: the nat table has one more DOCKER, the comments name a chain, and neither counts", chains, want)
 	}
 	if n := len(got.Chains["DOCKER"]); n != 0 {
@@ -83,7 +91,7 @@ func TestParseSave(t *testing.T) {
 		"comment in nat":    {"*nat\n-A X -m comment --comment \"a\nCOMMIT\n*filter\n-A INPUT\" -j Y\nCOMMIT\n", "[]"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := ParseSave([]byte(tc.text))
+			got, err := ParseSave("filter", []byte(tc.text))
 			if err != nil || !got.Read {
 				t.Fatalf("read %v, error %v", got.Read, err)
 			}
@@ -111,7 +119,7 @@ func TestParseSaveErrors(t *testing.T) {
 		"counters":             {"*filter\n[0:0] -A INPUT -j DROP\nCOMMIT\n", "entry 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := ParseSave([]byte(tc.text))
+			got, err := ParseSave("filter", []byte(tc.text))
 			if err == nil || !strings.Contains(err.Error(), tc.want) || got.Read {
 				t.Errorf("read %v, error %v, want %q", got.Read, err, tc.want)
 			}

@@ -15,19 +15,25 @@ func Teardown(ctx context.Context) ([]string, error) {
 	return teardown(ctx, execRunner{}, legacyInUse)
 }
 
-func teardown(ctx context.Context, run runner, legacyInUse func() bool) ([]string, error) {
+func teardown(ctx context.Context, run runner, legacyInUse func() [3]bool) ([]string, error) {
 	var errs []error
 	var plans []Plan
 	var opened []*Firewall
 	for _, backend := range []string{BackendNFT, BackendLegacy} {
+		var unused [3]bool
 		// Merely looking at an unused legacy table would load its kernel module.
-		if backend == BackendLegacy && !legacyInUse() {
-			continue
+		if backend == BackendLegacy {
+			used := legacyInUse()
+			if used == [3]bool{} {
+				continue
+			}
+			unused = [3]bool{!used[0], !used[1], !used[2]}
 		}
 		f, err := open(ctx, backend, run)
 		if err != nil {
 			continue // not installed, so it has no rules of ours
 		}
+		f.unused = unused
 		got, err := f.Observe(ctx)
 		errs = append(errs, err)
 		opened, plans = append(opened, f), append(plans, TeardownPlan(got))
@@ -62,14 +68,16 @@ func (p Plan) withoutSets() Plan {
 	return p
 }
 
-// legacyInUse says whether this network namespace has a legacy filter table;
-// the kernel lists those that exist in these files.
-func legacyInUse() bool {
-	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		data, err := os.ReadFile("/proc/thread-self/net/" + file)
-		if err == nil && slices.Contains(strings.Fields(string(data)), "filter") {
-			return true
+// legacyInUse says which legacy tables this network namespace has; the kernel
+// lists those that exist in these files.
+func legacyInUse() (used [3]bool) {
+	for _, id := range tableIDs {
+		file := "ip_tables_names"
+		if id.family() == IPv6 {
+			file = "ip6_tables_names"
 		}
+		data, err := os.ReadFile("/proc/thread-self/net/" + file)
+		used[id] = err == nil && slices.Contains(strings.Fields(string(data)), id.name())
 	}
-	return false
+	return used
 }

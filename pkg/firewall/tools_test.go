@@ -151,7 +151,7 @@ func TestExecRunnerIsBounded(t *testing.T) {
 func TestTeardownBackends(t *testing.T) {
 	k := newFakeKernel()
 	k.absent = []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy", "iptables", "ip6tables"}
-	if _, err := teardown(t.Context(), k, func() bool { return true }); err == nil || !strings.Contains(err.Error(), "cannot tear down: neither") {
+	if _, err := teardown(t.Context(), k, func() [3]bool { return [3]bool{true, true, true} }); err == nil || !strings.Contains(err.Error(), "cannot tear down: neither") {
 		t.Errorf("error %v", err)
 	}
 }

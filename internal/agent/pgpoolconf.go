@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// pgpoolFile is the configuration file that a pgpool command line names, as
+// getopt(3) has it; "" if it names none by an absolute path.
+func pgpoolFile(command []string) (file string) {
+	for i := 1; i < len(command); i++ {
+		switch arg := command[i]; {
+		case arg == "--":
+			i = len(command)
+		case (arg == "-f" || arg == "--config-file") && i+1 < len(command):
+			i++
+			file = command[i]
+		case strings.HasPrefix(arg, "--config-file="):
+			file = strings.TrimPrefix(arg, "--config-file=")
+		case strings.HasPrefix(arg, "-f") && arg != "-f":
+			file = strings.TrimPrefix(arg, "-f")
+		}
+	}
+	if !filepath.IsAbs(file) {
+		return ""
+	}
+	return file
+}
+
+// defaultInitChildren is num_init_children of a pgpool.conf that does not say.
+const defaultInitChildren = 32
+
+// parseNumInitChildren reads the one setting of pgpool.conf that says how many
+// clients it takes: `name = value` or `name value`, the last one wins, text in
+// quotes, # begins a comment (src/config/pool_config.l).
+func parseNumInitChildren(data []byte) (int, error) {
+	n := defaultInitChildren
+	number := 0
+	for line := range strings.Lines(string(data)) {
+		number++
+		line, _, _ = strings.Cut(line, "#")
+		line = strings.TrimSpace(line)
+		end := strings.IndexAny(line, " \t=")
+		if end < 0 || !strings.EqualFold(line[:end], "num_init_children") {
+			continue
+		}
+		value := strings.Trim(strings.TrimSpace(line[end:]), "= \t'")
+		v, err := strconv.Atoi(value)
+		if err == nil {
+			err = checkClients(v)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("line %d: num_init_children: %w", number, err)
+		}
+		n = v
+	}
+	return n, nil
+}
