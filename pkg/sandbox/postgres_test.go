@@ -45,25 +45,27 @@ var deniedWithEPERM = []string{
 // fallBack are calls that glibc or coreutils try first and do without on ENOSYS.
 var fallBack = []string{"clone3", "faccessat2", "openat2", "statx", "close_range", "renameat2", "epoll_pwait2"}
 
-func postgresProfile(t testing.TB) Profile {
+func postgresProfile(t testing.TB) Profile { return embeddedProfile(t, "postgres") }
+
+func embeddedProfile(t testing.TB, name string) Profile {
 	t.Helper()
-	data, err := policies.FS.ReadFile("seccomp/postgres.json")
+	data, err := policies.FS.ReadFile("seccomp/" + name + ".json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := ParseProfile("postgres", data)
+	p, err := ParseProfile(name, data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-// postgresFilters has the profile compiled for every architecture.
-func postgresFilters(t *testing.T) map[string]program {
+// filters has the profile compiled for every architecture.
+func filters(t *testing.T, p Profile) map[string]program {
 	t.Helper()
 	runs := map[string]program{}
 	for name, m := range machines {
-		f, err := compileFor(postgresProfile(t), m)
+		f, err := compileFor(p, m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,9 +77,11 @@ func postgresFilters(t *testing.T) map[string]program {
 // Every rule, on both architectures, against all combinations of arguments
 // around the edges of its conditions. Compile does the same; this test does not
 // rely on it.
-func TestPostgresEveryRule(t *testing.T) {
-	p := postgresProfile(t)
-	for name, run := range postgresFilters(t) {
+func TestPostgresEveryRule(t *testing.T) { everyRule(t, postgresProfile(t)) }
+
+func everyRule(t *testing.T, p Profile) {
+	t.Helper()
+	for name, run := range filters(t, p) {
 		m := machines[name]
 		byNumber, err := rulesByNumber(p, m)
 		if err != nil {
@@ -118,7 +122,14 @@ func TestPostgresEveryRule(t *testing.T) {
 }
 
 func TestPostgresNames(t *testing.T) {
-	p := postgresProfile(t)
+	checkNames(t, postgresProfile(t), hot, otherSpelling, budget)
+}
+
+// checkNames checks what a profile allows: no contradictions, every name exists
+// somewhere and has its other spelling, hot calls have no conditions, and the
+// number of names is within its budget.
+func checkNames(t *testing.T, p Profile, hot []string, otherSpelling map[string]string, budget int) {
+	t.Helper()
 	actions := map[string]map[seccomp.ScmpAction]bool{}
 	unconditional := map[string]bool{}
 	for _, r := range p.rules {
@@ -162,7 +173,7 @@ func TestPostgresNames(t *testing.T) {
 			t.Errorf("%s is hot: it must be allowed without conditions", name)
 		}
 	}
-	checkBudget(t, allowed)
+	checkBudget(t, allowed, otherSpelling, budget)
 }
 
 // budget is the number of names the profile may allow: 96 that a server, its
@@ -173,7 +184,7 @@ const budget = 109
 // and its shell were seen to use, and those the kernel and libc need without a
 // trace showing it, are one budget; other spellings add no power and are not
 // counted.
-func checkBudget(t *testing.T, allowed []string) {
+func checkBudget(t *testing.T, allowed []string, otherSpelling map[string]string, budget int) {
 	t.Helper()
 	spellings := slices.Sorted(maps.Values(otherSpelling))
 	own := slices.DeleteFunc(slices.Clone(allowed), func(name string) bool {
@@ -186,8 +197,11 @@ func checkBudget(t *testing.T, allowed []string) {
 	}
 }
 
-func TestPostgresDenials(t *testing.T) {
-	for arch, run := range postgresFilters(t) {
+func TestPostgresDenials(t *testing.T) { checkDenials(t, postgresProfile(t)) }
+
+func checkDenials(t *testing.T, p Profile) {
+	t.Helper()
+	for arch, run := range filters(t, p) {
 		for _, name := range deniedWithEPERM {
 			if got := ask(t, run, machines[arch], name); got != eperm {
 				t.Errorf("%s: %s: %#x, want EPERM", arch, name, got)
@@ -204,11 +218,7 @@ func TestPostgresDenials(t *testing.T) {
 func TestPostgresArguments(t *testing.T) {
 	const upper = 1 << 32 // a bit that a call with 32-bit arguments does not see
 	rw, rx, rwx := uint64(unix.PROT_READ|unix.PROT_WRITE), uint64(unix.PROT_READ|unix.PROT_EXEC), uint64(unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC)
-	tests := []struct {
-		call string
-		args []uint64
-		want uint32
-	}{
+	checkArguments(t, postgresProfile(t), []argumentTest{
 		{"socket", []uint64{unix.AF_UNIX, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC}, allow},
 		{"socket", []uint64{unix.AF_INET, unix.SOCK_STREAM}, allow},
 		{"socket", []uint64{unix.AF_INET, unix.SOCK_STREAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK, unix.IPPROTO_TCP}, allow},
@@ -256,8 +266,18 @@ func TestPostgresArguments(t *testing.T) {
 		{"prlimit64", []uint64{0, unix.RLIMIT_NOFILE}, allow},
 		{"prlimit64", []uint64{1, unix.RLIMIT_NOFILE}, eperm},
 		{"execve", nil, allow},
-	}
-	for arch, run := range postgresFilters(t) {
+	})
+}
+
+type argumentTest struct {
+	call string
+	args []uint64
+	want uint32
+}
+
+func checkArguments(t *testing.T, p Profile, tests []argumentTest) {
+	t.Helper()
+	for arch, run := range filters(t, p) {
 		for _, tt := range tests {
 			if got := ask(t, run, machines[arch], tt.call, tt.args...); got != tt.want {
 				t.Errorf("%s: %s%#x: %#x, want %#x", arch, tt.call, tt.args, got, tt.want)
@@ -270,7 +290,12 @@ func TestPostgresArguments(t *testing.T) {
 // Where the way to ALLOW needs no argument, it never runs the filter for that
 // call again; seccomp_is_const_allow in kernel/seccomp.c. Hot calls must be such.
 func TestPostgresHotCallsAreCachedByTheKernel(t *testing.T) {
-	f, err := Compile(postgresProfile(t))
+	checkCached(t, postgresProfile(t), hot)
+}
+
+func checkCached(t *testing.T, p Profile, hot []string) {
+	t.Helper()
+	f, err := Compile(p)
 	if err != nil {
 		t.Fatal(err)
 	}
