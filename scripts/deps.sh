@@ -6,13 +6,13 @@
 #   scripts/deps.sh all     … and to run the end-to-end tests and the demo
 #
 # Does nothing when nothing is missing. While it installs, no service is started and no PostgreSQL cluster is created;
-# both switches are taken away again afterwards.
+# both switches are taken away again afterwards. A pgpool that it installs is not started at boot either.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 build=(gcc libc6-dev pkg-config libseccomp-dev git ca-certificates)
 unit=(postgresql-15 postgresql-client-15 procps)
-e2e=(iptables ipset nftables conntrack iproute2 iputils-ping util-linux strace)
+e2e=(iptables ipset nftables conntrack iproute2 iputils-ping util-linux strace pgpool2)
 
 case ${1:-all} in
     build) wanted=("${build[@]}") ;;
@@ -52,6 +52,13 @@ policy=/usr/sbin/policy-rc.d
 mark='temporary: pghardend scripts/deps.sh'
 made_dir=
 
+# Debian's pgpool2 runs from the next boot on unless told not to. One that was here before is somebody's, and stays as it is.
+keep_pgpool_off() {
+    if [[ " ${missing[*]} " == *' pgpool2 '* ]]; then
+        update-rc.d pgpool2 disable
+    fi
+}
+
 put_back() {
     rm -f "$cluster_conf"
     if [[ -n $made_dir ]]; then
@@ -82,7 +89,8 @@ mkdir -p build
 echo "deps: installing ${missing[*]} (output: $log)"
 {
     apt-get update -q </dev/null || echo "deps: apt-get update failed; trying with the package lists there are"
-    apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null
+    apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null &&
+        keep_pgpool_off
 } >"$log" 2>&1 || {
     cat "$log" >&2
     echo "deps: cannot install ${missing[*]}: see apt-get's messages above" >&2

@@ -12,8 +12,13 @@ type AgentConfig struct {
 	Node     string // default: not written, so that it is the host's name
 	Backend  string // firewall.backend: auto, nft or legacy
 	Interval string // reconcile.interval, such as "1s"
-	Services map[string]Service
-	Peers    Peers
+	Scope    string // firewall.scope: host or siblings
+
+	AcceptWide []string       // firewall.accept_wide
+	Flows      map[string]any // rows by name, as written in the file
+	Sysctl     map[string]any // manage, set, leave
+	Services   map[string]Service
+	Peers      Peers
 }
 
 // Service is one service in pghardend.yaml.
@@ -27,8 +32,12 @@ type Service struct {
 	Capabilities []string       `yaml:"capabilities,omitempty"`
 	Environment  []string       `yaml:"environment,omitempty"`
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
-	StartTimeout string         `yaml:"start_timeout,omitempty"`
-	StopTimeout  string         `yaml:"stop_timeout,omitempty"`
+	Helpers      []string       `yaml:"helpers,omitempty"`
+
+	MaxConnections int `yaml:"max_connections,omitempty"`
+
+	StartTimeout string `yaml:"start_timeout,omitempty"`
+	StopTimeout  string `yaml:"stop_timeout,omitempty"`
 }
 
 // Peers is peers.yaml.
@@ -69,7 +78,7 @@ func (p Peers) YAML() (string, error) {
 
 // yaml renders pghardend.yaml for an agent whose files are in dir. Pure.
 func (c AgentConfig) yaml(dir string) (string, error) {
-	type section map[string]string
+	type section map[string]any
 	file := struct {
 		Version   int                `yaml:"version"`
 		Node      string             `yaml:"node,omitempty"`
@@ -77,12 +86,20 @@ func (c AgentConfig) yaml(dir string) (string, error) {
 		Runtime   string             `yaml:"runtime_dir"`
 		State     string             `yaml:"state_dir"`
 		Firewall  section            `yaml:"firewall,omitempty"`
+		Flows     section            `yaml:"flows,omitempty"`
+		Sysctl    section            `yaml:"sysctl,omitempty"`
 		Reconcile section            `yaml:"reconcile,omitempty"`
 		Services  map[string]Service `yaml:"services,omitempty"`
 	}{Version: 1, Node: c.Node, PeersFile: peersFile, Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
-		Services: c.Services}
+		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Services: c.Services}
 	if c.Backend != "" {
-		file.Firewall = section{"backend": c.Backend}
+		file.Firewall["backend"] = c.Backend
+	}
+	if c.Scope != "" {
+		file.Firewall["scope"] = c.Scope
+	}
+	if len(c.AcceptWide) > 0 {
+		file.Firewall["accept_wide"] = c.AcceptWide
 	}
 	if c.Interval != "" {
 		file.Reconcile = section{"interval": c.Interval}

@@ -1,11 +1,9 @@
 package testbed
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -13,28 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	captureLimit = 400_000  // packets a capture keeps at most
-	socketBuffer = 32 << 20 // bytes the kernel may queue for a probe's socket, so that bursts are counted whole
-)
+// socketBuffer is how many bytes the kernel may queue for a probe's socket, so that bursts are counted whole.
+const socketBuffer = 32 << 20
 
 // Capture records the packets on a host's interface: arriving ones before netfilter sees them, leaving ones after.
 // See packet(7).
 type Capture struct {
-	host *Host
+	*recorder
 	file *os.File
-	keep func(Packet) bool
 	only map[int]bool // interface indexes; nil: the socket is bound to the one
-	done chan struct{}
 
 	closing sync.Once
 	closed  error // what Close returns
-
-	mu      sync.Mutex
-	packets []Packet
-	changed chan struct{} // closed and replaced when packets come
-	lost    uint32
-	err     error
 }
 
 // Capture starts recording the packets that keep accepts, all of them if keep is nil. On the router it records the bridges'
@@ -43,7 +31,7 @@ func (h *Host) Capture(keep func(Packet) bool) (*Capture, error) { return h.capt
 
 // capture with arriving true records arriving packets alone, which is cheaper by half.
 func (h *Host) capture(keep func(Packet) bool, arriving bool) (*Capture, error) {
-	c := &Capture{host: h, keep: keep, done: make(chan struct{}), changed: make(chan struct{})}
+	c := &Capture{recorder: newRecorder(h, keep)}
 	err := h.Do(func() error {
 		fd, err := c.socket(arriving)
 		if err != nil {
@@ -122,9 +110,7 @@ func (c *Capture) read(conn syscall.RawConn) {
 	if errors.Is(err, os.ErrDeadlineExceeded) { // Close
 		err = conn.Control(func(fd uintptr) { fatal = c.drain(int(fd)) })
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.err = errors.Join(err, fatal)
+	c.fail(errors.Join(err, fatal))
 }
 
 // drain takes what is queued.
@@ -147,88 +133,9 @@ func (c *Capture) drain(fd int) error {
 		if !ok || c.only != nil && !c.only[ll.Ifindex] {
 			continue
 		}
-		if c.add(buf[:n], ll.Pkttype == unix.PACKET_OUTGOING) {
-			fresh = true
-		}
-	}
-}
-
-func (c *Capture) add(b []byte, out bool) bool {
-	p, ok := parsePacket(b)
-	p.Out = out
-	if !ok || c.keep != nil && !c.keep(p) {
-		return false
-	}
-	p.Head = slices.Clone(b[:min(len(b), headBytes)])
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.packets) >= captureLimit {
-		c.lost++
-		return false
-	}
-	c.packets = append(c.packets, p)
-	return true
-}
-
-// tell wakes those who wait, once for a batch.
-func (c *Capture) tell(fresh bool) {
-	if !fresh {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	close(c.changed)
-	c.changed = make(chan struct{})
-}
-
-// Packets returns what has been recorded so far.
-func (c *Capture) Packets() []Packet {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.packets)
-}
-
-// from returns the packets after the first n, and a channel that is closed when there are more.
-func (c *Capture) from(n int) ([]Packet, <-chan struct{}) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.packets[n:len(c.packets):len(c.packets)], c.changed
-}
-
-// Count returns how many recorded packets match.
-func (c *Capture) Count(match func(Packet) bool) int {
-	n := 0
-	for _, p := range c.Packets() {
-		if match(p) {
-			n++
-		}
-	}
-	return n
-}
-
-// Await waits until n packets that match have been recorded since the start and returns the last of them. An error names
-// how many there were.
-func (c *Capture) Await(ctx context.Context, n int, match func(Packet) bool) (Packet, error) {
-	seen, hits := 0, 0
-	var last Packet
-	for {
-		fresh, more := c.from(seen)
-		seen += len(fresh)
-		for _, p := range fresh {
-			if !match(p) {
-				continue
-			}
-			last = p
-			if hits++; hits >= n {
-				return last, nil
-			}
-		}
-		select {
-		case <-more:
-		case <-c.done:
-			return last, fmt.Errorf("cannot await %d packets on %s: the capture ended after %d", n, c.host.name, hits)
-		case <-ctx.Done():
-			return last, fmt.Errorf("cannot await %d packets on %s: %w after %d", n, c.host.name, ctx.Err(), hits)
+		if p, ok := parsePacket(buf[:n]); ok {
+			p.Out = ll.Pkttype == unix.PACKET_OUTGOING
+			fresh = c.add(p, buf[:n]) || fresh
 		}
 	}
 }

@@ -38,3 +38,23 @@ func credential(u *user.User) (*syscall.Credential, error) {
 	}
 	return c, nil
 }
+
+// SupplementaryGroups names the groups that a user is in besides its primary one: Debian puts postgres into ssl-cert.
+func SupplementaryGroups(u *user.User) ([]string, error) {
+	list, err := u.GroupIds()
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the groups of user %s: %w", u.Username, err)
+	}
+	var names []string
+	for _, gid := range list {
+		if gid == u.Gid {
+			continue
+		}
+		g, err := user.LookupGroupId(gid)
+		if err != nil {
+			return nil, fmt.Errorf("cannot name a group of user %s: %w", u.Username, err)
+		}
+		names = append(names, g.Name)
+	}
+	return names, nil
+}

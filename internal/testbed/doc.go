@@ -30,6 +30,25 @@
 // sockets and so say what a program on that host experiences, behind both firewalls.
 // Hosts do not rate-limit their own ICMP errors (the kernel's default would look like a firewall).
 //
+// A server may keep silent. Outcome.Delivered, and Host.Deliveries for any protocol, count what got past the target's
+// netfilter to where sockets are. Bed.SendAll tells the fate of thousands of probes between any hosts in seconds;
+// Host.ConnectAll is Connect for many. Host.Flood sends at a bounded rate in the background and counts; Host.Stream
+// shows whether anything of a peer was lost meanwhile.
+//
+// # An instance
+//
+// NewInstance makes a tenant's five VMs with a pghardend on each: a primary and its streaming standby, and three pgpools
+// with watchdog, heartbeat and health checks, all started by their agents; beside them a sibling tenant on the same subnet,
+// a client, the control plane and a metadata service:
+//
+//	in, err := testbed.NewInstance(ctx, testbed.InstanceSpec{Services: true, Backend: "nft"})
+//	defer in.Close()
+//	err = in.AwaitReady(ctx)
+//
+// The servers trust the superuser from everywhere in the bed, the sibling included: what keeps it out is netfilter alone,
+// and InstanceSpec.Unprotected shows it, as the control of an experiment. Failover loses the primary's node and waits for
+// the standby's promotion; Rejoin brings the lost one back as a standby.
+//
 // # Lifetime
 //
 // Everything a process makes carries its run id; a lock file under /run/pghardend-testbed is held with flock for as long as

@@ -162,6 +162,45 @@ networks:
 	}
 }
 
+// What an agent can be told besides the minimum is passed on as it is.
+func TestAgentFilesInFull(t *testing.T) {
+	cfg := AgentConfig{Scope: "siblings", AcceptWide: []string{"applications"},
+		Flows:    map[string]any{"exporter": map[string]any{"enabled": true}, "clients": map[string]any{"ports": []int{5433}}},
+		Sysctl:   map[string]any{"leave": []string{"net.ipv4.tcp_rfc1337"}},
+		Services: map[string]Service{"pgpool": {Profile: "pgpool", Helpers: []string{"/f.sh"}, MaxConnections: 32}}}
+	got, err := cfg.yaml("/dir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `version: 1
+peers_file: peers.yaml
+runtime_dir: /dir/run
+state_dir: /dir/state
+firewall:
+    accept_wide:
+        - applications
+    scope: siblings
+flows:
+    clients:
+        ports:
+            - 5433
+    exporter:
+        enabled: true
+sysctl:
+    leave:
+        - net.ipv4.tcp_rfc1337
+services:
+    pgpool:
+        profile: pgpool
+        helpers:
+            - /f.sh
+        max_connections: 32
+`
+	if got != want {
+		t.Errorf("pghardend.yaml:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 func TestWriteFileReplaces(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	for _, text := range []string{"one", "two"} {

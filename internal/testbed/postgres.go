@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -120,12 +121,12 @@ func (c *Cluster) configure(settings map[string]string) error {
 func confText(port int, socket string, settings map[string]string) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "\nlisten_addresses = '*'\nport = %d\nunix_socket_directories = '%s'\n", port, socket)
-	names := make([]string, 0, len(settings))
-	for name := range settings {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	return s.String() + settingsText(settings)
+}
+
+func settingsText(settings map[string]string) string {
+	var s strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		fmt.Fprintf(&s, "%s = %s\n", name, settings[name])
 	}
 	return s.String()
@@ -229,6 +230,12 @@ func (c *Cluster) Stop(ctx context.Context) error {
 		return fmt.Errorf("cannot stop PostgreSQL: %w\n%s", err, c.Log())
 	}
 	return nil
+}
+
+func (c *Cluster) daemon() *daemon {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.d
 }
 
 // Log returns the last lines of the server's log, if Start started it.

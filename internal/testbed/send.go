@@ -23,6 +23,9 @@ type Outcome struct {
 	Sent    int // what the sender's kernel took
 	Denied  int // what it refused: dropped on its way out by netfilter, or no route
 	Arrived int // what reached the interface of the target, which is before the target's netfilter
+	// Delivered is what got past the target's netfilter to where sockets are, whether or not anybody listens. TCP, UDP and
+	// ICMP alone: to see others, Deliveries has to take them from the host, which then answers differently.
+	Delivered int
 
 	// Answers is everything that came back to the sender's interface: direct answers, and ICMP errors about the probes.
 	// It is before the sender's own netfilter. With a spoofed source answers go elsewhere; capture there.
@@ -31,7 +34,8 @@ type Outcome struct {
 }
 
 func (o Outcome) String() string {
-	return fmt.Sprintf("sent %d, denied %d, arrived %d, answered %d (%d answers)", o.Sent, o.Denied, o.Arrived, o.Answered, len(o.Answers))
+	return fmt.Sprintf("sent %d, denied %d, arrived %d, delivered %d, answered %d (%d answers)",
+		o.Sent, o.Denied, o.Arrived, o.Delivered, o.Answered, len(o.Answers))
 }
 
 // flow identifies a probe among the packets of a capture.
@@ -77,11 +81,9 @@ func (h *Host) Send(ctx context.Context, probes ...Probe) (Outcome, error) {
 	if err != nil {
 		return o, err
 	}
-	var arrivals *Capture
-	if target := h.bed.owner(probes[0].To); target != nil {
-		if arrivals, err = target.capture(flows.arrived, true); err != nil {
-			return o, errors.Join(err, answers.Close())
-		}
+	arrivals, deliveries, err := h.watchTarget(probes, flows)
+	if err != nil {
+		return o, errors.Join(err, answers.Close())
 	}
 	err = h.transmit(ctx, &o, probes[0].To, raw, arrivals)
 	if err == nil && o.Sent > 0 {
@@ -90,8 +92,8 @@ func (h *Host) Send(ctx context.Context, probes ...Probe) (Outcome, error) {
 	}
 	err = errors.Join(err, answers.Close())
 	if arrivals != nil {
-		err = errors.Join(err, arrivals.Close())
-		o.Arrived = len(arrivals.Packets())
+		err = errors.Join(err, arrivals.Close(), deliveries.Close())
+		o.Arrived, o.Delivered = len(arrivals.Packets()), len(deliveries.Packets())
 	}
 	o.Answers = answers.Packets()
 	o.Answered = flows.distinct(o.Answers)
@@ -99,6 +101,23 @@ func (h *Host) Send(ctx context.Context, probes ...Probe) (Outcome, error) {
 		return o, fmt.Errorf("cannot finish probing %s from %s: %w", probes[0].To, h.name, err)
 	}
 	return o, nil
+}
+
+// watchTarget starts recording at the probes' target; nothing if that is no host of the bed.
+func (h *Host) watchTarget(probes []Probe, flows flows) (*Capture, *Deliveries, error) {
+	target := h.bed.owner(probes[0].To)
+	if target == nil {
+		return nil, nil, nil
+	}
+	arrivals, err := target.capture(flows.arrived, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	deliveries, err := target.deliveries(flows.arrived, protocolsOf(probes))
+	if err != nil {
+		return nil, nil, errors.Join(err, arrivals.Close())
+	}
+	return arrivals, deliveries, nil
 }
 
 // flows is the set of the probes.
@@ -191,7 +210,7 @@ func (h *Host) transmit(ctx context.Context, o *Outcome, to netip.Addr, raw [][]
 			if arrivals == nil || o.Sent < window {
 				continue
 			}
-			if !awaitCount(ctx, arrivals, o.Sent, arriveWait) {
+			if !awaitCount(ctx, arrivals.recorder, o.Sent, arriveWait) {
 				arrivals = nil // they do not get there; do not wait for each window
 			}
 			window = o.Sent + sendWindow
@@ -217,7 +236,7 @@ func (h *Host) sockaddr(to netip.Addr) (unix.Sockaddr, error) {
 
 // settle waits until everything that will happen has happened.
 func (o *Outcome) settle(ctx context.Context, distinct int, answers, arrivals *Capture) {
-	arrived := arrivals != nil && awaitCount(ctx, arrivals, o.Sent, arriveWait)
+	arrived := arrivals != nil && awaitCount(ctx, arrivals.recorder, o.Sent, arriveWait)
 	wait := answerGrace
 	if !arrived {
 		wait = arriveWait // an answer may come from somebody on the way
@@ -225,11 +244,11 @@ func (o *Outcome) settle(ctx context.Context, distinct int, answers, arrivals *C
 	if distinct > o.Sent {
 		distinct = o.Sent
 	}
-	awaitCount(ctx, answers, distinct, wait)
+	awaitCount(ctx, answers.recorder, distinct, wait)
 }
 
 // awaitCount says whether n packets were recorded within d of the last progress.
-func awaitCount(ctx context.Context, c *Capture, n int, d time.Duration) bool {
+func awaitCount(ctx context.Context, c *recorder, n int, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for have := 0; ; {

@@ -20,8 +20,15 @@ type fwDrift struct {
 // changes.
 func fwTestDrift(t *testing.T, drifts []fwDrift) {
 	t.Helper()
+	fwTestDriftOf(t, func(b *fwBed) firewall.Spec { return b.spec }, drifts)
+}
+
+// fwTestDriftOf does so with rules of another spec.
+func fwTestDriftOf(t *testing.T, spec func(b *fwBed) firewall.Spec, drifts []fwDrift) {
+	t.Helper()
 	fwBackends(t, func(t *testing.T, b *fwBed) {
 		b.sh(fwForeign)
+		b.want = fwRender(t, spec(b))
 		b.reconcile()
 		for _, d := range drifts {
 			t.Run(d.name, func(t *testing.T) {
@@ -100,7 +107,7 @@ func TestF03_RulesAboveTheJump(t *testing.T) {
 			[]string{"ipv4 jump INPUT: differs", "- -A INPUT -s 192.0.2.0/24", "+ -I INPUT 1 -m comment --comment pghardend:jump -j PGHARDEND-IN"}},
 		{"by goto", "$I6 -D INPUT -m comment --comment pghardend:jump -j PGHARDEND-IN; $I6 -I INPUT -m comment --comment pghardend:jump -g PGHARDEND-IN",
 			[]string{"ipv6 jump INPUT: differs"}},
-		{"into the wrong chain", "$I6 -I INPUT -j PGHARDEND-OUT", []string{"ipv6 jump INPUT: there more than once"}},
+		{"into the wrong chain", "$I6 -I INPUT -j PGHARDEND-FWD", []string{"ipv6 jump INPUT: there more than once"}},
 	})
 }
 

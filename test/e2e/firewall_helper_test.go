@@ -45,18 +45,18 @@ func fwBackends(t *testing.T, f func(t *testing.T, b *fwBed)) {
 	}
 }
 
-func fwNew(t testing.TB, backend string) *fwBed {
+func fwNew(t testing.TB, backend string, more ...testbed.HostSpec) *fwBed {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test needs root: it makes network namespaces")
 	}
-	bed, err := testbed.New(t.Context(), fmt.Sprintf("fw-%d", fwBedNumber.Add(1)), []testbed.HostSpec{
+	bed, err := testbed.New(t.Context(), fmt.Sprintf("fw-%d", fwBedNumber.Add(1)), append([]testbed.HostSpec{
 		{Name: "node", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
 		{Name: "peer", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}},
 		{Name: "standby", Addresses: []string{"10.20.1.11/24", "fd00:20:1::11/64"}},
 		{Name: "control", Addresses: []string{"10.20.1.30/24", "fd00:20:1::30/64"}},
 		{Name: "stranger", Addresses: []string{"10.20.1.66/24", "fd00:20:1::66/64"}},
-	})
+	}, more...))
 	fwMust(t, err)
 	t.Cleanup(func() {
 		if err := bed.Close(); err != nil {
@@ -77,7 +77,16 @@ func fwNew(t testing.TB, backend string) *fwBed {
 	return b
 }
 
+// fwFlows are the shipped rows that are in force by default.
 func fwFlows(t testing.TB) []firewall.Flow {
+	t.Helper()
+	flows, err := firewall.Customise(fwAllFlows(t), nil)
+	fwMust(t, err)
+	return flows
+}
+
+// fwAllFlows has the opt-in rows as well.
+func fwAllFlows(t testing.TB) []firewall.Flow {
 	t.Helper()
 	data, err := fs.ReadFile(policies.FS, "network/flows.yaml")
 	fwMust(t, err)
@@ -173,6 +182,7 @@ for I in $I4 $I6; do
   $I -A FORWARD -o docker0 -j DOCKER
   $I -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
   $I -t nat -N DOCKER; $I -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+  $I -t raw -A PREROUTING -p udp --dport 4343 -j CT --notrack
   $I -t mangle -A OUTPUT -p tcp --dport 4242 -j MARK --set-mark 7
   $I -A INPUT -p tcp --dport 9100 -m comment --comment 'it"s \ a
 -A INPUT -j PGHARDEND-IN
@@ -194,7 +204,7 @@ func (b *fwBed) foreign() string {
 	for line := range strings.Lines(fwCounters.ReplaceAllString(text, "")) {
 		ours := strings.Contains(line, " pgh4") || strings.Contains(line, " pgh6") || strings.HasPrefix(line, ":PGHARDEND-") ||
 			strings.HasPrefix(line, "-A PGHARDEND-") || strings.Contains(line, "-m comment --comment \"pghardend:") ||
-			strings.HasSuffix(line, "-j PGHARDEND-OUT\n")
+			strings.HasSuffix(line, "-j PGHARDEND-FWD\n")
 		if !ours && !strings.HasPrefix(line, "#") {
 			kept = append(kept, line)
 		}
@@ -247,6 +257,31 @@ func fwParseCounter(text, group, name string) (int, error) {
 		}
 	}
 	return 0, errors.New("no counter " + group + name)
+}
+
+// packets is how many packets the rules of a chain have seen whose text has a
+// word, such as the tag in their comment.
+func (b *fwBed) packets(save, chain, word string) int {
+	b.t.Helper()
+	n := 0
+	for line := range strings.Lines(b.sh(save + " -c")) {
+		var packets, bytes int
+		if strings.Contains(line, "-A "+chain+" ") && strings.Contains(line, word) {
+			if _, err := fmt.Sscanf(line, "[%d:%d]", &packets, &bytes); err != nil {
+				b.t.Fatalf("%q: %v", line, err)
+			}
+			n += packets
+		}
+	}
+	return n
+}
+
+// fwIpt is the family's iptables in sh, without or with "-save" behind it.
+func fwIpt(fam firewall.Family) string {
+	if fam == firewall.IPv6 {
+		return "$I6"
+	}
+	return "$I4"
 }
 
 // addr is a host's address of the family.

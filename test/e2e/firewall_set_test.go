@@ -92,10 +92,11 @@ func TestF17_OlderVersionsChainsAndSets(t *testing.T) {
 func (b *fwBed) rewriteAll() firewall.Plan {
 	got := b.observe()
 	for _, fam := range firewall.Families {
-		for _, chain := range []string{firewall.ChainIn, firewall.ChainOut, firewall.ChainFwd, firewall.ChainICMP} {
+		for _, chain := range []string{firewall.ChainIn, firewall.ChainOut, firewall.ChainFwd, firewall.ChainICMP, firewall.ChainMetadata} {
 			got.Tables[fam].Chains[chain] = nil
 		}
 	}
+	got.Tables[firewall.RawIPv6].Chains[firewall.ChainRPF] = nil
 	for name, set := range got.Sets {
 		set.Members = []string{"differs"}
 		got.Sets[name] = set
@@ -155,7 +156,7 @@ func TestFirewallRewriteIsAtomic(t *testing.T) {
 			fwMust(t, err)
 		}
 		all := b.rewriteAll()
-		for _, want := range []string{"ipv4 chain PGHARDEND-IN", "ipv6 chain PGHARDEND-ICMP", "ipv4 set pgh4-pgpool: members differ", "ipv6 set pgh6-control_plane: members differ"} {
+		for _, want := range []string{"ipv4 chain PGHARDEND-IN", "ipv6 chain PGHARDEND-ICMP", "ipv6 chain raw PGHARDEND-RPF", "ipv4 set pgh4-pgpool: members differ", "ipv6 set pgh6-control_plane: members differ"} {
 			if !strings.Contains(all.String(), want) {
 				t.Fatalf("the plan does not rewrite all; no %q:\n%s", want, all)
 			}
@@ -223,7 +224,11 @@ func fwConnectUntil(ctx context.Context, t *testing.T, b *fwBed, done chan struc
 // fwSession opens a connection, has 20 lines echoed and fails if any segment
 // had to be sent twice.
 func fwSession(ctx context.Context, b *fwBed, fam firewall.Family) error {
-	conn, err := b.peer.Dial(ctx, "tcp", netip.AddrPortFrom(fwAddr(b.node, fam), 5432))
+	return fwSessionAt(ctx, b, netip.AddrPortFrom(fwAddr(b.node, fam), 5432))
+}
+
+func fwSessionAt(ctx context.Context, b *fwBed, at netip.AddrPort) error {
+	conn, err := b.peer.Dial(ctx, "tcp", at)
 	if err != nil {
 		return err
 	}
@@ -240,6 +245,10 @@ func fwSession(ctx context.Context, b *fwBed, fam firewall.Family) error {
 			return err
 		}
 	}
+	return fwNoRetransmissions(conn)
+}
+
+func fwNoRetransmissions(conn net.Conn) error {
 	raw, err := conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		return err

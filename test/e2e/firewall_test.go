@@ -79,6 +79,7 @@ func TestFirewallTeardown(t *testing.T) {
 		}))
 		for _, want := range []string{
 			"removed ipv4 jump INPUT (" + b.backend + ")", "removed ipv6 chain PGHARDEND-ICMP (" + b.backend + ")",
+			"removed ipv6 jump raw PREROUTING (" + b.backend + ")", "removed ipv6 chain raw PGHARDEND-RPF (" + b.backend + ")", "removed ipv4 set pgh4-open",
 			"removed ipv4 chain PGHARDEND-OLD (" + b.backend + ")", "removed ipv4 set pgh4-postgres", "removed ipv4 set pgh4.pgpool",
 		} {
 			if !strings.Contains(strings.Join(removed, "\n"), want) {

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 
 // ownBed makes a bed with a process in it that ignores SIGTERM, says so, and waits to be killed.
 func ownBed(ctx context.Context, name string) int {
+	if strings.HasPrefix(name, "instance") {
+		return ownInstance(ctx, name)
+	}
 	b, err := testbed.New(ctx, name, []testbed.HostSpec{{Name: "a", Addresses: []string{"10.20.1.10/24"}}})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
