@@ -1,0 +1,21 @@
+// Command bench measures, on this machine and in namespaces of its own, what pghardend costs. Everything it prints was
+// measured in this run; compare the ratios, not the milliseconds of two machines.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/pghardend/pghardend/internal/testbed"
+)
+
+func main() {
+	os.Exit(testbed.Main(func(ctx context.Context) int {
+		if err := bench(ctx, os.Stdout); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			return 1
+		}
+		return 0
+	}))
+}
