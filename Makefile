@@ -60,7 +60,7 @@ test-unit: deps-unit ## unit tests with the race detector, then the coverage of 
 
 test-e2e: root deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
 	@mkdir -p build
-	$(GO) test -race -count=1 -timeout 40m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
+	$(GO) test -race -count=1 -timeout 70m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
 
 lint: deps-build $(GOLANGCI) ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }

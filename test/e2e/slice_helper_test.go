@@ -113,21 +113,10 @@ func (s *slice) awaitStatus(what string, check func(control.Status) error) contr
 	return st
 }
 
-// supplementaryGroups are the names that the user is a member of beyond its
-// primary group: Debian's package puts postgres into ssl-cert.
 func supplementaryGroups(t *testing.T, u *user.User) []string {
 	t.Helper()
-	gids, err := u.GroupIds()
+	names, err := testbed.SupplementaryGroups(u)
 	must(t, err)
-	var names []string
-	for _, gid := range gids {
-		if gid == u.Gid {
-			continue
-		}
-		g, err := user.LookupGroupId(gid)
-		must(t, err)
-		names = append(names, g.Name)
-	}
 	return names
 }
 
