@@ -21,7 +21,7 @@ LDFLAGS := -X $(MODULE)/internal/cli.version=$(VERSION)
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
 
-UNIT = $$($(GO) list ./... | grep -v '^$(MODULE)/test/')
+UNIT = $$($(GO) list ./... | grep -v '^$(MODULE)/test/e2e')
 E2E := ./test/e2e/...
 # RUN=TestF28 picks end-to-end tests by name, FUZZTIME=5m is the time for each fuzz target, KEEP=1 leaves the demo's namespaces.
 RUN ?=
@@ -80,7 +80,7 @@ fuzz: deps-build ## every fuzz target for FUZZTIME (20s)
 bench: root deps ## what it costs, measured in namespaces (as root): rules and times with 5, 1000 and 10000 addresses
 	@$(GO) run ./test/bench
 
-demo: root deps build ## an instance of five VMs and its neighbours: who reaches whom, what stops an attacker (as root); KEEP=1 keeps them
+demo: root deps build ## five VMs and their neighbours: who reaches whom, a reverse shell, a flush (as root); KEEP=1 keeps them
 	@KEEP=$(KEEP) $(GO) run ./test/demo
 
 clean: ## remove build/

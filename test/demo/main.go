@@ -1,6 +1,6 @@
-// Command demo shows pghardend at work: a VM and three neighbours in network
-// namespaces, a real PostgreSQL, and what each of them can and cannot do. Every
-// line is observed, not computed; the exit code is 1 if one is not as it should be.
+// Command demo shows pghardend at work: a tenant's five VMs with real PostgreSQL and pgpool, and their neighbours, in network
+// namespaces; who reaches whom, what a reverse shell out of the database meets, and what becomes of a flush. Every line is
+// observed, not computed; the exit code is 1 if one is not as it should be.
 //
 // KEEP=1 leaves everything running until Ctrl-C and says how to look around.
 package main
@@ -15,7 +15,7 @@ import (
 
 func main() {
 	os.Exit(testbed.Main(func(ctx context.Context) int {
-		d := &demo{out: os.Stdout}
+		d := newDemo(os.Stdout)
 		if err := d.run(ctx); err != nil {
 			fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 			return 1
