@@ -44,16 +44,12 @@ type Agent struct {
 // as they are. ErrLocked means that another one already works on runtime_dir.
 func Run(ctx context.Context, configFile, version string, reload <-chan struct{}, log *slog.Logger) error {
 	unix.Umask(0o077)
-	source, err := newFileSource(ctx, configFile, log)
-	if err != nil {
-		return err
-	}
-	cfg := source.current.Config
-	release, err := lockFor(ctx, cfg)
+	source, release, err := lockedSource(ctx, configFile, log)
 	if err != nil {
 		return err
 	}
 	defer release()
+	cfg := source.current.Config
 	fw, err := firewall.Open(ctx, cfg.Firewall.Backend)
 	if err != nil {
 		return err

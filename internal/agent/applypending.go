@@ -13,7 +13,8 @@ import (
 	"github.com/pghardend/pghardend/pkg/firewall"
 )
 
-// Applied is what ApplyPending tells as soon as the change is in force.
+// Applied is what Apply did, and what ApplyPending tells as soon as the change is
+// in force.
 type Applied struct {
 	Changes  Changes
 	Until    time.Time // zero: there is nothing to confirm
@@ -38,11 +39,14 @@ func ApplyPending(ctx context.Context, configFile string, r control.ApplyRequest
 	}
 	release, err := lockFor(ctx, d.Config)
 	if errors.Is(err, ErrLocked) {
-		daemonErr := applyPendingByDaemon(ctx, d, r, tell)
-		if errors.Is(daemonErr, control.ErrNoDaemon) {
+		applied, daemonErr := applyByDaemon(ctx, d, r)
+		switch {
+		case errors.Is(daemonErr, control.ErrNoDaemon):
 			return err
+		case daemonErr != nil:
+			return daemonErr
 		}
-		return daemonErr
+		return tell(applied)
 	}
 	if err != nil {
 		return err
@@ -61,29 +65,6 @@ func ApplyPending(ctx context.Context, configFile string, r control.ApplyRequest
 		return fmt.Errorf("nothing was applied: %w", err)
 	}
 	return applyHeld(ctx, d, in, back, r.ConfirmWithin, tell)
-}
-
-func applyPendingByDaemon(ctx context.Context, d Desired, r control.ApplyRequest, tell func(Applied) error) error {
-	client := control.NewClient(d.Config.RuntimeDir)
-	if _, err := client.Status(ctx); err != nil {
-		return err
-	}
-	d, err := withExtra(ctx, d, d.Config.File)
-	if err != nil {
-		return err
-	}
-	applied := Applied{ByDaemon: true}
-	if applied.Changes, err = planFor(ctx, d); err != nil {
-		return err
-	}
-	status, err := client.ApplyPending(ctx, r)
-	if err != nil {
-		return err
-	}
-	if status.Pending != nil {
-		applied.Until = status.Pending.Until
-	}
-	return tell(applied)
 }
 
 // wayBack is the state that an unconfirmed change gives way to.

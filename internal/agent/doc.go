@@ -23,8 +23,9 @@
 //
 // How many connections a source may have is derived from what the service takes.
 // PostgreSQL is asked once after each start, by its own program, confined like
-// itself; pgpool's configuration file is read. The daemon keeps the answers in
-// runtime_dir/facts.json, for the commands and for the next daemon.
+// itself; pgpool's configuration file is read. A pass waits for that a second at
+// most: the service's user has a say in how long it takes. The daemon keeps the
+// answers in runtime_dir/facts.json, for the commands and for the next daemon.
 //
 // One errgroup joins all goroutines: the loop, the control server, the
 // notifier and one supervisor per service. Supervisors wait for the loop's

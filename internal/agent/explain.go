@@ -54,7 +54,7 @@ type Side struct {
 // without root it may not be able to read the openings or to ask the services
 // for their limits, which its notes then say.
 func Explain(ctx context.Context, configFile string, q Question) (Explanation, error) {
-	d, err := Load(ctx, configFile)
+	d, in, err := loadInput(ctx, configFile)
 	if err != nil {
 		return Explanation{}, err
 	}
@@ -68,6 +68,9 @@ func Explain(ctx context.Context, configFile string, q Question) (Explanation, e
 		return Explanation{}, err
 	}
 	e, err := explain(d, q, now)
+	if err == nil && in.notInForce(ctx, d.Config) {
+		e.Notes = append(e.Notes, notInForce)
+	}
 	if err == nil && openErr != nil && e.has("in", d.Self.Name) {
 		e.Notes = append(e.Notes, fmt.Sprintf("the openings cannot be read, so none is counted: %v%s", openErr, rootHint(openErr)))
 	}

@@ -251,3 +251,28 @@ func TestExplainSaysWhatItDoesNotKnow(t *testing.T) {
 		}
 	}
 }
+
+// Explain answers from the files, and these may have been refused.
+func TestExplainSaysThatTheFilesAreNotInForce(t *testing.T) {
+	f := newFiles(t)
+	f.restarted(t)
+	ask := func() []string {
+		t.Helper()
+		e, err := Explain(t.Context(), f.config, question(t, "applications pg-0 tcp 5432"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e.Notes
+	}
+	if notes := ask(); len(notes) != 0 {
+		t.Errorf("notes %q", notes)
+	}
+	f.write(f.peers, changedPeers(t))
+	if notes := ask(); len(notes) != 1 || notes[0] != notInForce {
+		t.Errorf("notes %q", notes)
+	}
+	f.remove(f.run)
+	if notes := ask(); len(notes) != 0 {
+		t.Errorf("notes %q", notes)
+	}
+}

@@ -1,9 +1,9 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -159,7 +159,8 @@ func (r *factReader) askOne(ctx context.Context, svc config.Service, configFile,
 func readFacts(ctx context.Context, cfg config.Config, configFile string) Facts {
 	r := newFactReader(slog.New(slog.DiscardHandler))
 	r.keep = false
-	return r.read(ctx, cfg, configFile)
+	w := factWatch{reader: r, patience: commandPatience}
+	return w.read(ctx, cfg, configFile)
 }
 
 func (f Facts) equal(o Facts) bool { return maps.Equal(f, o) }
@@ -245,19 +246,37 @@ func askPostgres(ctx context.Context, service, configFile, setting string) (int,
 	cmd.Args[0] = os.Args[0]
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
-	}
+	out, err := answerOf(cmd)
 	if err != nil {
 		return 0, fmt.Errorf("cannot ask service %s for %s: %w", service, setting, err)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	n, err := strconv.Atoi(out)
 	if err != nil || n < 0 {
 		return 0, fmt.Errorf("cannot ask service %s for %s: it answers %.64q", service, setting, out)
 	}
 	return n, nil
+}
+
+// maxAnswer is far above what a number or a reason needs, in bytes.
+const maxAnswer = 1 << 10
+
+// answerOf runs cmd and returns what it says, of which the service user may be the
+// author, so that no more than maxAnswer is kept.
+func answerOf(cmd *exec.Cmd) (string, error) {
+	var out, reason beginning
+	cmd.Stdout, cmd.Stderr = &out, &reason
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, bytes.TrimSpace(reason.text))
+	}
+	return string(bytes.TrimSpace(out.text)), nil
+}
+
+// beginning keeps the first maxAnswer bytes that are written to it.
+type beginning struct{ text []byte }
+
+func (b *beginning) Write(p []byte) (int, error) {
+	b.text = append(b.text, p[:min(len(p), maxAnswer-len(b.text))]...)
+	return len(p), nil
 }
 
 // maxPgpoolFile is far above what a pgpool.conf has, in bytes.

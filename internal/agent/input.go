@@ -65,6 +65,17 @@ func parseConfig(ctx context.Context, file string, data []byte) (config.Config, 
 	return config.ParseConfig(file, data, hostname)
 }
 
+// notInForce is for people who are told something of files that are.
+const notInForce = "the files are not what is in force; `pghardend status` says why"
+
+// notInForce says whether the files differ from the copies of those that were
+// accepted last. Where the copies cannot be read, nothing is known.
+func (i input) notInForce(ctx context.Context, cfg config.Config) bool {
+	accepted, err := config.ReadFile(ctx, filepath.Join(cfg.RuntimeDir, acceptedConfig))
+	peers, peersErr := config.ReadFile(ctx, filepath.Join(cfg.RuntimeDir, acceptedPeers))
+	return err == nil && peersErr == nil && !i.equal(input{config: accepted, peers: peers})
+}
+
 // build turns text into desired state.
 func (i input) build(cfg config.Config, extra Extra) (Desired, error) {
 	peers, err := config.ParsePeers(cfg.PeersFile, i.peers)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/pghardend/pghardend/pkg/config"
 )
@@ -147,5 +148,36 @@ func TestLockOfTheFormerRuntimeDirCounts(t *testing.T) {
 	release()
 	if _, err := os.Stat(f.run); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the former runtime_dir was made again: %v", err)
+	}
+}
+
+// A daemon that is started beside a working process must not touch what that one
+// keeps in state_dir: here the record of a change that waits for confirmation.
+func TestASecondDaemonLeavesStateAlone(t *testing.T) {
+	f := newFiles(t)
+	held, err := lock(t.Context(), f.run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	_, in, err := loadInput(t.Context(), f.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	rec := pendingRecord{State: pendingWaits, Input: in.hash(), Since: now, Until: now.Add(time.Minute)}
+	if err := writePending(t.Context(), f.state, rec); err != nil {
+		t.Fatal(err)
+	}
+	f.write(filepath.Join(f.state, confirmedFile), in.hash())
+	before := f.read(filepath.Join(f.state, pendingFile))
+	if err := Run(t.Context(), f.config, "test", nil, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrLocked) {
+		t.Fatalf("error %v", err)
+	}
+	if got := f.recorded(); got == "none" || f.read(filepath.Join(f.state, pendingFile)) != before {
+		t.Errorf("the record is now: %s", got)
+	}
+	if _, err := os.Stat(filepath.Join(f.state, confirmedFile)); err != nil {
+		t.Errorf("the confirmation is gone: %v", err)
 	}
 }

@@ -17,6 +17,8 @@ func TestNoFileAloneShutsOperatorsOut(t *testing.T) {
 		{"row for other nodes", "flows:\n  ssh: {to: [pgpool]}\n", "", []string{"pghardend.yaml:5: no row"}},
 		{"another port", "flows:\n  ssh: {ports: [2222]}\n", "", []string{"pghardend.yaml:5: no row"}},
 		{"nobody to let in", "", strings.Replace(goodPeers, `[10.0.0.0/24, "fd00:10::/64"]`, "[]", 1), []string{"peers.yaml:9: networks.control_plane has no entry"}},
+		{"nobody who could reach it", "", strings.NewReplacer(`"fd00:10::/64"`, "10.0.1.0/24", `[10.20.1.10, "fd00:20:1::10"]`, `["fd00:20:1::10"]`).Replace(goodPeers),
+			[]string{"peers.yaml:9: networks.control_plane has no entry of an address family that this node has"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFiles(t)
@@ -39,7 +41,7 @@ func TestNoFileAloneShutsOperatorsOut(t *testing.T) {
 			_, err = fresh.source()
 			contains(t, err, append(tt.says, "nothing is enforced")...)
 
-			if _, err := load(t, s, true); err != nil || letsOperatorsIn(s.current.Firewall) {
+			if _, err := load(t, s, true); err != nil || letsOperatorsIn(s.current) {
 				t.Fatalf("it is not what the test is about, or cannot be forced: %v", err)
 			}
 			// Nothing is taken from who has nothing.
@@ -62,6 +64,27 @@ func TestOperatorsMayUseAnotherRow(t *testing.T) {
 	f.write(f.config, f.configText()+"flows:\n  ssh: {enabled: false}\n  admin: {proto: tcp, ports: [22, 2222], from: [control_plane], to: [postgres, pgpool]}\n")
 	if err := settled(t, s); err != nil {
 		t.Error(err)
+	}
+}
+
+// What the host's own firewall decides is not for these rules to lock.
+func TestScopeSiblingsLeavesSSHToTheHost(t *testing.T) {
+	const scope = "firewall: {scope: siblings}\nflows:\n  ssh: {enabled: false}\n"
+	for operators, refused := range map[string]bool{
+		`[10.0.0.0/24, "fd00:10::/64"]`: false,
+		"[]":                            false,
+		"[10.20.1.5/32]":                true, // a sibling's address, for which the rules decide
+	} {
+		f := newFiles(t)
+		f.write(f.config, f.configText()+scope)
+		f.write(f.peers, replace(t, goodPeers, `[10.0.0.0/24, "fd00:10::/64"]`, operators)+"  siblings: [10.20.1.0/24]\n")
+		d, err := Load(t.Context(), f.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := checkLockOut(nil, d); (err != nil) != refused {
+			t.Errorf("%s: %v", operators, err)
+		}
 	}
 }
 

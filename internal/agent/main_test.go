@@ -160,7 +160,7 @@ func (f *files) source() (*fileSource, error) {
 	s, err := newFileSource(f.t.Context(), f.config, slog.New(slog.DiscardHandler))
 	if err == nil {
 		s.resources = func(Desired) []reconcile.Resource { return nil }
-		s.facts.ask = func(context.Context, config.Service, string) (Capacity, error) { return Capacity{}, nil }
+		s.facts.reader.ask = func(context.Context, config.Service, string) (Capacity, error) { return Capacity{}, nil }
 	}
 	return s, err
 }

@@ -36,7 +36,7 @@ func (c Changes) String() string {
 
 // Plan is what Apply would change now, connections aside. It only reads.
 func Plan(ctx context.Context, configFile string) (Changes, error) {
-	d, err := loadAsked(ctx, configFile)
+	d, _, err := loadAsked(ctx, configFile)
 	if err != nil {
 		return Changes{}, err
 	}
@@ -52,12 +52,13 @@ func planFor(ctx context.Context, d Desired) (Changes, error) {
 }
 
 // loadAsked reads the files and what else the daemon's state is built from.
-func loadAsked(ctx context.Context, configFile string) (Desired, error) {
-	d, err := Load(ctx, configFile)
+func loadAsked(ctx context.Context, configFile string) (Desired, input, error) {
+	d, in, err := loadInput(ctx, configFile)
 	if err != nil {
-		return Desired{}, err
+		return Desired{}, in, err
 	}
-	return withExtra(ctx, d, configFile)
+	d, err = withExtra(ctx, d, configFile)
+	return d, in, err
 }
 
 // withExtra adds what the services say and the openings. Those that cannot be
@@ -89,36 +90,39 @@ func difference(ctx context.Context, fw *firewall.Firewall, d Desired) (Changes,
 // may be something along with an error. If a daemon is running, it does the
 // work. Files that are bad or suspicious are an error, but if no daemon is there
 // to keep the rules, those of the last good ones are put in force: at boot that
-// is what stands between the host and the network.
-func Apply(ctx context.Context, configFile string, force bool) (Changes, error) {
+// is what stands between the host and the network. An earlier change that still
+// waits for its confirmation goes on waiting: Until says how long.
+func Apply(ctx context.Context, configFile string, force bool) (Applied, error) {
 	d, in, err := loadInput(ctx, configFile)
 	if err != nil {
-		return applyLastGood(ctx, stateDir(ctx, configFile), configFile, err)
+		changes, err := applyLastGood(ctx, stateDir(ctx, configFile), configFile, err)
+		return Applied{Changes: changes}, err
 	}
 	release, err := lockFor(ctx, d.Config)
 	if errors.Is(err, ErrLocked) {
-		plan, daemonErr := applyByDaemon(ctx, d, force)
+		applied, daemonErr := applyByDaemon(ctx, d, control.ApplyRequest{Force: force})
 		if errors.Is(daemonErr, control.ErrNoDaemon) { // the holder is none, or one that cannot be asked
-			return Changes{}, err
+			return Applied{}, err
 		}
-		return plan, daemonErr
+		return applied, daemonErr
 	}
 	if err != nil {
-		return Changes{}, err
+		return Applied{}, err
 	}
 	defer release()
 	if !force {
 		err := errors.Join(checkAgainstLastGood(ctx, d), checkConfirmed(ctx, d.Config.StateDir, in))
 		if err != nil {
 			release()
-			return applyLastGood(ctx, d.Config.StateDir, configFile, err)
+			changes, err := applyLastGood(ctx, d.Config.StateDir, configFile, err)
+			return Applied{Changes: changes}, err
 		}
 	}
-	plan, err := applyWithExtra(ctx, d, configFile)
+	changes, err := applyWithExtra(ctx, d, configFile)
 	if err != nil {
-		return plan, err
+		return Applied{Changes: changes}, err
 	}
-	return plan, errors.Join(save(ctx, d.Config, in), forgetPending(ctx, d.Config.StateDir))
+	return Applied{Changes: changes}, save(ctx, d.Config, in)
 }
 
 // applyLastGood stands in where cause keeps the files from being applied.
@@ -142,23 +146,28 @@ func applyLastGood(ctx context.Context, dir, configFile string, cause error) (Ch
 	return plan, fmt.Errorf("%w\nthe last good configuration in %s is in force instead", cause, dir)
 }
 
-func applyByDaemon(ctx context.Context, d Desired, force bool) (Changes, error) {
+func applyByDaemon(ctx context.Context, d Desired, r control.ApplyRequest) (Applied, error) {
 	client := control.NewClient(d.Config.RuntimeDir)
 	if _, err := client.Status(ctx); err != nil {
-		return Changes{}, err
+		return Applied{}, err
 	}
 	d, err := withExtra(ctx, d, d.Config.File)
 	if err != nil {
-		return Changes{}, err
+		return Applied{}, err
 	}
-	plan, err := planFor(ctx, d)
+	changes, err := planFor(ctx, d)
 	if err != nil {
-		return Changes{}, err
+		return Applied{}, err
 	}
-	if _, err = client.Apply(ctx, force); err != nil {
-		return Changes{}, err
+	status, err := client.Apply(ctx, r)
+	if err != nil {
+		return Applied{}, err
 	}
-	return plan, nil
+	applied := Applied{Changes: changes, ByDaemon: true}
+	if status.Pending != nil {
+		applied.Until = status.Pending.Until
+	}
+	return applied, nil
 }
 
 func applyWithExtra(ctx context.Context, d Desired, configFile string) (Changes, error) {
@@ -231,7 +240,7 @@ type VerifiedSvc struct {
 // the rules with the files. It asks the kernel, not the daemon.
 func Verify(ctx context.Context, configFile, service string) (Verification, error) {
 	v := Verification{Problems: []string{}, Services: []VerifiedSvc{}, Findings: []launch.Finding{}}
-	d, err := loadAsked(ctx, configFile)
+	d, in, err := loadAsked(ctx, configFile)
 	if err != nil {
 		return v, err
 	}
@@ -240,7 +249,7 @@ func Verify(ctx context.Context, configFile, service string) (Verification, erro
 			return v, fmt.Errorf("there is no service %q; services: %s", service, serviceNames(d.Config))
 		}
 	}
-	v.addNode(ctx, d)
+	v.addNode(ctx, d, in)
 	for i, spec := range d.Services {
 		if service != "" && spec.Service != service {
 			continue
@@ -252,14 +261,18 @@ func Verify(ctx context.Context, configFile, service string) (Verification, erro
 }
 
 // addNode compares what is not a service's: sysctls, rules and sets, connections.
-func (v *Verification) addNode(ctx context.Context, d Desired) {
+func (v *Verification) addNode(ctx context.Context, d Desired, in input) {
+	why := ""
+	if in.notInForce(ctx, d.Config) {
+		why = " (" + notInForce + ")"
+	}
 	plan, err := planFor(ctx, d)
 	if err != nil {
 		v.Problems = append(v.Problems, "netfilter: "+err.Error())
 	}
 	for _, part := range []reconcile.Plan{plan.Sysctl, plan.Firewall} {
 		if !part.Empty() {
-			v.Problems = append(v.Problems, "netfilter: the kernel differs from the plan:\n"+part.String())
+			v.Problems = append(v.Problems, "netfilter: the kernel differs from the plan"+why+":\n"+part.String())
 		}
 	}
 	cuts, err := unwanted(ctx, d)

@@ -54,7 +54,7 @@ func newOpenings(ctx context.Context, stateDir string, log *slog.Logger) *openin
 	o := &openings{file: filepath.Join(stateDir, openingsFile), log: log}
 	list, err := loadOpenings(ctx, stateDir)
 	if err != nil {
-		o.readErr = fmt.Errorf("no opening is in force, because they cannot be read; correct or remove the file: %w", err)
+		o.readErr = fmt.Errorf("no opening is in force, because they cannot be read; remove the file, or correct it and restart the daemon (services go on): %w", err)
 		return o
 	}
 	o.list, o.changes = list, uint64(len(openNow(list, time.Now()))) // the rules have none of them yet

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/pkg/config"
 )
 
@@ -250,7 +251,7 @@ func TestSpoiledOpeningsAreClosed(t *testing.T) {
 			f.write(file, text)
 			o := testOpenings(t, f.dir)
 			_, _, err := o.follow(t.Context())
-			contains(t, err, "no opening is in force", file, "correct or remove the file")
+			contains(t, err, "no opening is in force", file, "remove the file, or correct it and restart the daemon")
 			if len(ids(t, o)) != 0 {
 				t.Error("something is open")
 			}
@@ -383,6 +384,32 @@ func TestOpenAndCloseThroughTheAgent(t *testing.T) {
 	}
 	x, err = a.Open(t.Context(), wish("192.0.2.8/32"))
 	contains(t, err, "the opening "+x.ID+" is recorded, but not in the rules yet", "xtables lock held")
+}
+
+// fakeSysctls is another resource that may fail.
+type fakeSysctls struct{ fakeRules }
+
+func (*fakeSysctls) Name() string { return "sysctl" }
+
+// That an opening is in the rules does not depend on what else is amiss.
+func TestOpenDoesNotBlameTheRulesForASysctl(t *testing.T) {
+	s := newFiles(t).started()
+	rules, sysctls := &fakeRules{}, &fakeSysctls{}
+	a := testAgent(t, s, rules)
+	s.resources = func(Desired) []reconcile.Resource { return []reconcile.Resource{sysctls, rules} }
+	run(t, a)
+	<-a.loop.Enforced()
+	sysctls.set("different", errors.New("read-only file system"))
+	x, err := a.Open(t.Context(), wish("192.0.2.7/32"))
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Close(t.Context(), x.ID, "uid 0"); err != nil {
+		t.Error(err)
+	}
+	if st := a.Status(t.Context()); st.State != control.StateDegraded {
+		t.Errorf("the sysctl is forgotten: %+v", st)
+	}
 }
 
 func TestOpenNowLeavesOutWhatHasEnded(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pghardend/pghardend/internal/control"
@@ -93,15 +94,15 @@ func (a *Agent) Close(ctx context.Context, id, by string) (control.Opening, erro
 	return closed, err
 }
 
-// enforce makes a pass and says whether it left the rules as desired. That
-// a file is bad or cannot be written is another matter.
+// enforce makes a pass and says whether it left the rules as desired. That a file
+// is bad or cannot be written, or a sysctl, is another matter.
 func (a *Agent) enforce(ctx context.Context, reason string) error {
 	snap, err := a.loop.Request(ctx, reconcile.Trigger{Reason: reason})
 	if err != nil {
 		return err
 	}
-	if !snap.Enforced() {
-		return problemsOf(snap)
-	}
-	return nil
+	snap.Problems = slices.DeleteFunc(slices.Clone(snap.Problems), func(p reconcile.Problem) bool {
+		return p.What != firewallName && p.What != connectionsName
+	})
+	return problemsOf(snap)
 }

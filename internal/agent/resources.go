@@ -10,6 +10,12 @@ import (
 	"github.com/pghardend/pghardend/pkg/sysctl"
 )
 
+// Names of resources.
+const (
+	firewallName    = "firewall"
+	connectionsName = "connections"
+)
+
 // resources are what the loop keeps, in this order: what the kernel believes of
 // a packet's source first, then the rules, and connections last, since one that
 // is cut while its rule still stands comes back.
@@ -40,7 +46,7 @@ type firewallResource struct {
 	written func() // called after each Apply that worked
 }
 
-func (r *firewallResource) Name() string { return "firewall" }
+func (r *firewallResource) Name() string { return firewallName }
 
 func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 	got, err := r.fw.Observe(ctx)
@@ -95,7 +101,7 @@ type connectionsResource struct {
 	looked func(Desired, time.Time) // called after a look that found none
 }
 
-func (r *connectionsResource) Name() string { return "connections" }
+func (r *connectionsResource) Name() string { return connectionsName }
 
 func (r *connectionsResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 	at := time.Now()

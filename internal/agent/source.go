@@ -31,7 +31,7 @@ type fileSource struct {
 	seen       input                     // what the files held at the last look
 	inputErr   error                     // what is wrong with the files since they settled
 	saveErr    error
-	facts      *factReader
+	facts      factWatch
 
 	openings *openings
 	open     []firewall.Opening // in force at the last look
@@ -42,10 +42,44 @@ type fileSource struct {
 	said Facts // what the services said at the last look
 }
 
+// lockedSource is newFileSource for the one process that may write. Which lock
+// that takes is in the files, but until it is held somebody else may still change
+// what counts, and who does not get it must leave state_dir alone.
+func lockedSource(ctx context.Context, configFile string, log *slog.Logger) (s *fileSource, release func(), err error) {
+	seen, err := readSource(ctx, configFile, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, err
+	}
+	if release, err = lockFor(ctx, seen.current.Config); err != nil {
+		return nil, nil, err
+	}
+	s, err = newFileSource(ctx, configFile, log)
+	if was := seen.current.Config.RuntimeDir; err == nil && s.current.Config.RuntimeDir != was {
+		err = fmt.Errorf("runtime_dir changed from %s to %s just now; start again", was, s.current.Config.RuntimeDir)
+	}
+	if err != nil {
+		release()
+		return nil, nil, err
+	}
+	return s, release, nil
+}
+
 // newFileSource takes the files as they are or, if they are bad, the last good
 // ones of state_dir. It fails if there is neither.
 func newFileSource(ctx context.Context, configFile string, log *slog.Logger) (*fileSource, error) {
-	s := &fileSource{configFile: configFile, log: log, supervised: map[string]config.Service{}, facts: newFactReader(log)}
+	s, err := readSource(ctx, configFile, log)
+	if err != nil {
+		return nil, err
+	}
+	s.recordPending(ctx)
+	s.openings = newOpenings(ctx, s.current.Config.StateDir, log)
+	s.show()
+	return s, nil
+}
+
+// readSource is the part of newFileSource that writes nothing.
+func readSource(ctx context.Context, configFile string, log *slog.Logger) (*fileSource, error) {
+	s := &fileSource{configFile: configFile, log: log, supervised: map[string]config.Service{}, facts: factWatch{reader: newFactReader(log), patience: factPatience}}
 	d, in, err := loadInput(ctx, configFile)
 	err = s.resume(ctx, d, in, err)
 	s.current, s.currentIn, s.seen = d, in, in
@@ -58,9 +92,6 @@ func newFileSource(ctx context.Context, configFile string, log *slog.Logger) (*f
 		log.Error("using the last good configuration", "from", dir, "because", err)
 		s.current, s.currentIn = good, goodIn
 	}
-	s.recordPending(ctx)
-	s.openings = newOpenings(ctx, s.current.Config.StateDir, log)
-	s.show()
 	return s, nil
 }
 

@@ -29,17 +29,11 @@ func newApply(o *options) *cobra.Command {
 			if cmd.Flags().Changed("confirm-within") {
 				return o.applyPending(cmd, request)
 			}
-			plan, err := agent.Apply(cmd.Context(), o.config, request.Force)
-			if err != nil && plan.Empty() {
+			a, err := agent.Apply(cmd.Context(), o.config, request.Force)
+			if err != nil && a.Changes.Empty() {
 				return err
 			}
-			if err := errors.Join(o.printPlan(plan, "nothing to do"), err); err != nil {
-				return err
-			}
-			if !plan.Empty() && !o.json {
-				fmt.Fprintln(o.out, "done: rules and sets equal the plan now")
-			}
-			return nil
+			return errors.Join(o.printForGood(a, err == nil), err)
 		},
 	})
 	c.Flags().BoolVar(&request.Force, "force", false, "accept what looks suspicious, such as a peer list that lost most of its nodes or rules that let no operator in")
@@ -66,19 +60,41 @@ func (o *options) applyPending(cmd *cobra.Command, r control.ApplyRequest) error
 	return err
 }
 
+// printForGood is for a change that needs no confirmation. One that does may be
+// in force already, and is not there to stay because of this.
+func (o *options) printForGood(a agent.Applied, done bool) error {
+	if o.json {
+		return o.printJSON(appliedToJSON(a))
+	}
+	if err := o.printPlan(a.Changes, "nothing to do"); err != nil {
+		return err
+	}
+	if done && !a.Changes.Empty() {
+		fmt.Fprintln(o.out, "done: rules and sets equal the plan now")
+	}
+	if !a.Until.IsZero() {
+		fmt.Fprintf(o.out, "but what is in force goes back at %s, unless `pghardend confirm` is said before\n", a.Until.Format(time.RFC3339))
+	}
+	return nil
+}
+
 // appliedJSON is planJSON and until when the change has to be confirmed.
 type appliedJSON struct {
 	planJSON
 	Until *time.Time `json:"confirm_until,omitempty"`
 }
 
+func appliedToJSON(a agent.Applied) appliedJSON {
+	out := appliedJSON{planJSON: planToJSON(a.Changes)}
+	if !a.Until.IsZero() {
+		out.Until = &a.Until
+	}
+	return out
+}
+
 func (o *options) printApplied(a agent.Applied) error {
 	if o.json {
-		out := appliedJSON{planJSON: planToJSON(a.Changes)}
-		if !a.Until.IsZero() {
-			out.Until = &a.Until
-		}
-		return o.printJSON(out)
+		return o.printJSON(appliedToJSON(a))
 	}
 	if err := o.printPlan(a.Changes, "no rule or set differs"); err != nil {
 		return err

@@ -72,7 +72,7 @@ type options struct {
 
 // Run executes the command line and returns the exit code.
 func Run(args []string) int {
-	o := &options{out: os.Stdout, errOut: os.Stderr}
+	o := &options{out: plainWriter{os.Stdout}, errOut: os.Stderr}
 	if len(args) > 1 && args[1] == supervise.GateCommand {
 		// Before any signal is caught: a service may be stopped while it waits here.
 		return o.exitCode(supervise.Gate(args[2:]))
@@ -99,7 +99,7 @@ func (o *options) exitCode(err error) int {
 		code = exitLocked
 	}
 	if err != nil {
-		fmt.Fprintf(o.errOut, "pghardend: %s\n", strings.TrimSpace(err.Error()))
+		fmt.Fprintf(plainWriter{o.errOut}, "pghardend: %s\n", strings.TrimSpace(err.Error()))
 	}
 	return code
 }

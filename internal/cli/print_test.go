@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -124,6 +125,33 @@ connection udp 10.0.0.1:7 to 10.0.0.2:9: not allowed any more
 		if d := cmp.Diff(tt.want, out.String()); d != "" {
 			t.Errorf("(-want +got)\n%s", d)
 		}
+	}
+}
+
+// A plain apply does not make a change stay that somebody wanted to confirm.
+func TestApplySaysThatAChangeGoesBack(t *testing.T) {
+	const goesBack = "but what is in force goes back at 2026-01-02T03:04:05Z, unless `pghardend confirm` is said before\n"
+	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	changes := agent.Changes{Sysctl: sysctl.Plan{Changes: []sysctl.Change{{Key: "a", Have: "0", Want: "1"}}}}
+	for _, tt := range []struct {
+		a    agent.Applied
+		done bool
+		want string
+	}{
+		{agent.Applied{}, true, "nothing to do\n"},
+		{agent.Applied{Until: until}, true, "nothing to do\n" + goesBack},
+		{agent.Applied{Changes: changes}, true, changes.String() + "done: rules and sets equal the plan now\n"},
+		{agent.Applied{Changes: changes}, false, changes.String()},
+	} {
+		var out bytes.Buffer
+		if err := (&options{out: &out}).printForGood(tt.a, tt.done); err != nil || out.String() != tt.want {
+			t.Errorf("%v %q, want %q", err, out.String(), tt.want)
+		}
+	}
+	var out bytes.Buffer
+	if err := (&options{out: &out, json: true}).printForGood(agent.Applied{Until: until}, true); err != nil ||
+		!strings.Contains(out.String(), `"confirm_until": "2026-01-02T03:04:05Z"`) {
+		t.Errorf("%v %s", err, out.String())
 	}
 }
 

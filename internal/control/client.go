@@ -57,13 +57,8 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, err
 }
 
-// Apply asks for one pass. force accepts a suspicious input.
-func (c *Client) Apply(ctx context.Context, force bool) (Status, error) {
-	return c.ApplyPending(ctx, ApplyRequest{Force: force})
-}
-
-// ApplyPending asks for a pass whose change may have to be confirmed.
-func (c *Client) ApplyPending(ctx context.Context, r ApplyRequest) (Status, error) {
+// Apply asks for a pass.
+func (c *Client) Apply(ctx context.Context, r ApplyRequest) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, applyPatience)
 	defer cancel()
 	query := url.Values{"force": {strconv.FormatBool(r.Force)}}

@@ -169,11 +169,11 @@ func TestRequestsReachTheBackend(t *testing.T) {
 	}
 	dir, stop := serve(t, b)
 	c := NewClient(dir)
-	s, err := c.Apply(t.Context(), true)
+	s, err := c.Apply(t.Context(), ApplyRequest{Force: true})
 	if err != nil || s.Generation != 7 {
 		t.Errorf("status %+v, error %v", s, err)
 	}
-	if _, err := c.Apply(t.Context(), false); err != nil {
+	if _, err := c.Apply(t.Context(), ApplyRequest{}); err != nil {
 		t.Error(err)
 	}
 	if err := c.StartService(t.Context(), "postgres"); err != nil {
@@ -213,7 +213,7 @@ func TestOpeningsReachTheBackend(t *testing.T) {
 		list: []Opening{{ID: "0a1b2c"}},
 	})
 	c := NewClient(dir)
-	if s, err := c.ApplyPending(t.Context(), ApplyRequest{Force: true, ConfirmWithin: 90 * time.Second}); err != nil || s.Pending == nil {
+	if s, err := c.Apply(t.Context(), ApplyRequest{Force: true, ConfirmWithin: 90 * time.Second}); err != nil || s.Pending == nil {
 		t.Errorf("%+v, %v", s, err)
 	}
 	if _, err := c.Confirm(t.Context()); err != nil {
@@ -291,7 +291,7 @@ func TestErrorsReachTheClientVerbatim(t *testing.T) {
 		service: func(_ context.Context, _, name string) error { return fmt.Errorf("%w %q", ErrNotFound, name) },
 	})
 	c := NewClient(dir)
-	if _, err := c.Apply(t.Context(), false); err == nil || err.Error() != text {
+	if _, err := c.Apply(t.Context(), ApplyRequest{}); err == nil || err.Error() != text {
 		t.Errorf("error %v", err)
 	}
 	if err := c.StopService(t.Context(), "pgpool"); err == nil || err.Error() != `there is no service "pgpool"` {

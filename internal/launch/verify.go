@@ -205,11 +205,20 @@ func childOfService(ctx context.Context, id Identity, s sandbox.Status) bool {
 // does, is still the one that was checked when it was started.
 func compareProgram(pid int, want string, p program, child bool) Finding {
 	const deleted = " (deleted)"
-	f := finding(pid, layerDAC, "exe", want, p.path)
+	f := finding(pid, layerDAC, "exe", want, shown(p.path))
 	f.OK = strings.TrimSuffix(p.path, deleted) == want
 	if child && !f.OK {
 		f.Want = want + ", or a program only root can write to"
 		f.OK = p.stat.Uid == 0 && p.stat.Mode&writableByOthers == 0 && p.stat.Nlink > 0
 	}
 	return f
+}
+
+// shown is a path that may be the service user's choice, for people: escape
+// sequences in it must not reach a terminal, nor line breaks pass for our lines.
+func shown(path string) string {
+	if quoted := strconv.Quote(path); quoted != `"`+path+`"` {
+		return quoted
+	}
+	return path
 }

@@ -114,6 +114,17 @@ func TestCompareProgram(t *testing.T) {
 	}
 }
 
+// The name of a program is the service user's choice where it is the finding.
+func TestProgramNamesCannotWriteToTheTerminal(t *testing.T) {
+	f := compareProgram(7, "/usr/bin/postgres", program{path: "/tmp/\x1b[2J\nall checks passed"}, false)
+	if want := `"/tmp/\x1b[2J\nall checks passed"`; f.OK || f.Got != want {
+		t.Errorf("got %q, want %s", f.Got, want)
+	}
+	if f := compareProgram(7, "/usr/bin/postgres", program{path: "/tmp/ö x"}, false); f.Got != "/tmp/ö x" {
+		t.Errorf("got %q", f.Got)
+	}
+}
+
 // A process that is not confined at all must fail at every check that tells.
 func TestVerifyUnconfined(t *testing.T) {
 	pid := startReady(t, nil, "sh", "-c", "echo ready; exec cat")
