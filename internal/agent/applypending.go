@@ -53,7 +53,7 @@ func ApplyPending(ctx context.Context, configFile string, r control.ApplyRequest
 	}
 	defer release()
 	if !r.Force {
-		if err := checkAgainstLastGood(ctx, d); err != nil {
+		if err := checkAgainstLastGood(ctx, d, in); err != nil {
 			return fmt.Errorf("%w\nnothing was applied", err)
 		}
 	}

@@ -202,7 +202,7 @@ var errNotConfirmed = errors.New("the change of the files was not confirmed in t
 // checkConfirmed refuses, for a command that works without a daemon, files that
 // nobody has confirmed.
 func checkConfirmed(ctx context.Context, stateDir string, in input) error {
-	if _, goodIn, err := loadLastGood(ctx, stateDir, in.configFile); err != nil || in.equal(goodIn) {
+	if good, err := readLastGood(ctx, stateDir, in.configFile); err != nil || in.equal(good) {
 		return nil //nolint:nilerr // nothing to go back to
 	}
 	rec, err := readPending(ctx, stateDir)
@@ -259,7 +259,7 @@ func (s *fileSource) resume(ctx context.Context, d Desired, in input, err error)
 		if err != nil {
 			return err
 		}
-		return checkAgainstLastGood(ctx, d) // nothing to go back to, or nothing has changed
+		return checkAgainstLastGood(ctx, d, in) // nothing to go back to, or nothing has changed
 	}
 	left := time.Duration(0)
 	if recErr == nil && rec.State == pendingWaits {
@@ -276,10 +276,10 @@ func (s *fileSource) resume(ctx context.Context, d Desired, in input, err error)
 		s.conf.rejected = in.hash()
 		return errors.Join(errNotConfirmed, recErr)
 	case left <= 0:
-		return checkAgainstLastGood(ctx, d)
+		return checkAgainstLastGood(ctx, d, in)
 	}
 	if !same { // who asked for the change may have accepted what looks wrong, but not this
-		if err := checkAgainstLastGood(ctx, d); err != nil {
+		if err := checkAgainstLastGood(ctx, d, in); err != nil {
 			s.conf.rejected = rec.Input
 			return err
 		}

@@ -140,13 +140,13 @@ func guessDir(ctx context.Context, configFile, key, variable, otherwise string) 
 	return otherwise
 }
 
-// loadLastGood reads state_dir's copies as if they were the files themselves.
-func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, input, error) {
+// readLastGood reads state_dir's copies of the last good files.
+func readLastGood(ctx context.Context, stateDir, configFile string) (input, error) {
 	dir := filepath.Join(stateDir, lastGoodDir)
 	in := input{configFile: configFile}
 	origin, err := config.ReadFile(ctx, filepath.Join(dir, acceptedOrigin))
 	if errors.Is(err, fs.ErrNotExist) {
-		return Desired{}, in, fmt.Errorf("there is no last good configuration in %s", stateDir)
+		return in, fmt.Errorf("there is no last good configuration in %s", stateDir)
 	}
 	if err == nil && string(origin) != configFile {
 		// A guess at state_dir may lead to that of another agent on this host.
@@ -158,10 +158,19 @@ func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, in
 	if err == nil {
 		in.peers, err = config.ReadFile(ctx, filepath.Join(dir, acceptedPeers))
 	}
-	var cfg config.Config
-	if err == nil {
-		cfg, err = parseConfig(ctx, configFile, in.config)
+	if err != nil {
+		return in, fmt.Errorf("the last good configuration in %s cannot be used (%w)", stateDir, err)
 	}
+	return in, nil
+}
+
+// loadLastGood takes state_dir's copies as if they were the files themselves.
+func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, input, error) {
+	in, err := readLastGood(ctx, stateDir, configFile)
+	if err != nil {
+		return Desired{}, in, err
+	}
+	cfg, err := parseConfig(ctx, configFile, in.config)
 	var d Desired
 	if err == nil {
 		d, err = in.build(cfg, Extra{})
@@ -174,8 +183,11 @@ func loadLastGood(ctx context.Context, stateDir, configFile string) (Desired, in
 
 // checkAgainstLastGood guards a restart like any other moment: a peer list that
 // lost most of its nodes while the daemon was away is as suspicious. Without a
-// last good one, what is suspicious by itself is.
-func checkAgainstLastGood(ctx context.Context, d Desired) error {
+// last good one, what is suspicious by itself is. The same files are no change.
+func checkAgainstLastGood(ctx context.Context, d Desired, in input) error {
+	if kept, err := readLastGood(ctx, d.Config.StateDir, d.Config.File); err == nil && kept.equal(in) {
+		return nil
+	}
 	good, _, err := loadLastGood(ctx, d.Config.StateDir, d.Config.File)
 	if err != nil { // none, or one that an other version wrote
 		return checkNext(nil, d)

@@ -28,8 +28,7 @@ func lockFor(ctx context.Context, cfg config.Config) (release func(), err error)
 	if err != nil {
 		return nil, err
 	}
-	good, _, err := loadLastGood(ctx, cfg.StateDir, cfg.File)
-	if old := good.Config.RuntimeDir; err == nil && old != cfg.RuntimeDir && isDir(ctx, old) {
+	if old := formerRuntimeDir(ctx, cfg); old != cfg.RuntimeDir && isDir(ctx, old) {
 		former, err := lock(ctx, old)
 		if err != nil {
 			held.Close()
@@ -38,6 +37,19 @@ func lockFor(ctx context.Context, cfg config.Config) (release func(), err error)
 		former.Close()
 	}
 	return func() { held.Close() }, nil
+}
+
+// formerRuntimeDir is that of the last good configuration, or else the present one.
+func formerRuntimeDir(ctx context.Context, cfg config.Config) string {
+	in, err := readLastGood(ctx, cfg.StateDir, cfg.File)
+	if err != nil {
+		return cfg.RuntimeDir
+	}
+	good, err := parseConfig(ctx, cfg.File, in.config)
+	if err != nil {
+		return cfg.RuntimeDir
+	}
+	return good.RuntimeDir
 }
 
 func isDir(ctx context.Context, path string) bool {

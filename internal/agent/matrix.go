@@ -77,6 +77,16 @@ const (
 	mostRate   = 1000
 )
 
+// queued is how many times its clients a server of the role holds: pgpool lets
+// twice as many wait in its backlog (listen_backlog_multiplier), postgres turns
+// them away.
+func queued(role string) int {
+	if role == config.RolePgpool {
+		return 3
+	}
+	return 1
+}
+
 // limitFlows says what one source may use of the limited rows that this role
 // serves, where the configuration does not: all that the server takes. No honest
 // source exceeds that, and one that is not cannot exhaust the host. If nobody
@@ -95,7 +105,7 @@ func limitFlows(flows []firewall.Flow, cfg config.Config, role string, facts Fac
 		}
 		said := cfg.Flows[f.Name]
 		if said.Connections == nil && f.Connections == 0 && known {
-			flows[i].Connections = c.Clients + c.WALSenders + reservedConnections
+			flows[i].Connections = queued(role)*c.Clients + c.WALSenders + reservedConnections
 		}
 		if said.NewPerSecond == nil && f.NewPerSecond == 0 {
 			flows[i].NewPerSecond = rate

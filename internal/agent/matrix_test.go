@@ -65,7 +65,7 @@ func TestLimitsAreDerivedUnlessSet(t *testing.T) {
 		{"one of two in the row", configHead + "flows: {postgres: {connections: 7}}\n", nil, "postgres 7 1000\n"},
 		{"none, by the row", configHead + "flows: {postgres: {connections: 0, new_per_second: 0}}\n", nil, ""},
 		{"a pool was not asked", pool + poolText, nil, "clients 0 1000\npcp 0 1000\nwatchdog 0 1000\n"},
-		{"a pool says", pool + poolText, Facts{"pgpool": {Clients: 64}}, "clients 74 320\npcp 74 320\nwatchdog 74 320\n"},
+		{"a pool says", pool + poolText, Facts{"pgpool": {Clients: 64}}, "clients 202 320\npcp 202 320\nwatchdog 202 320\n"},
 		{"a row of the user's own", configHead + "flows: {metrics: {proto: tcp, ports: [9100], from: [control_plane], to: [postgres]}}\n", nil, "postgres 0 1000\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

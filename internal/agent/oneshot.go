@@ -111,7 +111,7 @@ func Apply(ctx context.Context, configFile string, force bool) (Applied, error) 
 	}
 	defer release()
 	if !force {
-		err := errors.Join(checkAgainstLastGood(ctx, d), checkConfirmed(ctx, d.Config.StateDir, in))
+		err := errors.Join(checkAgainstLastGood(ctx, d, in), checkConfirmed(ctx, d.Config.StateDir, in))
 		if err != nil {
 			release()
 			changes, err := applyLastGood(ctx, d.Config.StateDir, configFile, err)

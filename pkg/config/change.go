@@ -16,17 +16,19 @@ const minShrinkable = 4
 // CheckChange refuses a new peer list that is valid in itself but looks like
 // the wrong file, or like half of the right one: another instance, fewer than
 // half of the old nodes (by name), a network that is gone without a word or has
-// lost more than half of its entries, no control plane any more.
+// lost more than half of its entries, no control plane any more or one of which
+// nothing is left, with scope siblings a subnet of the nodes that is not among the siblings' any more.
 //
 // It also refuses a network so wide that it takes in strangers: one that
-// overlaps the network siblings, or contains the address of a node among others.
+// overlaps the network siblings or the link-local addresses, which siblings on the
+// same link have too, or contains the address of a node among others.
 // This is so without an old list, its zero value, as well. Accepted are networks
 // of accept_wide, entries that the old list has in the same network, the exact
 // address of a node, and single addresses in dns and ntp.
 func CheckChange(c Config, old, next Peers) error {
 	var problems []*Error
 	if old.Instance != "" || len(old.Nodes) > 0 {
-		problems = slices.Concat(checkIdentity(old, next), checkLost(old, next), checkShrunk(c, old, next))
+		problems = slices.Concat(checkIdentity(old, next), checkLost(old, next), checkShrunk(c, old, next), checkMoved(old, next), checkUncovered(c, old, next))
 	}
 	return joined(append(problems, checkWide(c, old, next)...))
 }
@@ -79,6 +81,42 @@ func checkShrunk(c Config, old, next Peers) (problems []*Error) {
 	return problems
 }
 
+// checkUncovered: with scope siblings only they are kept out, so a slip in the one
+// entry for the subnet that a node shares with them lets all of them in.
+func checkUncovered(c Config, old, next Peers) []*Error {
+	if c.Firewall.Scope != ScopeSiblings {
+		return nil
+	}
+	was, now := newPrefixSet(old.Networks[networkSiblings]), newPrefixSet(next.Networks[networkSiblings])
+	for _, a := range nodeAddresses(next) {
+		subnet, shared := was.overlapping(a)
+		if _, covered := now.overlapping(a); !shared || covered {
+			continue
+		}
+		return []*Error{next.problem("networks."+networkSiblings,
+			fmt.Sprintf("%s, where node %s is, is not in the network any more: whoever else is there would be let in", subnet, next.owner(a.Addr())),
+			"put it back; if it is meant, "+force)}
+	}
+	return nil
+}
+
+// checkMoved: a control plane of which nothing is left is as good as none to those
+// who are logged in from it.
+func checkMoved(old, next Peers) []*Error {
+	was, now := old.Networks[controlPlane], next.Networks[controlPlane]
+	if len(was) == 0 || len(now) == 0 { // checkLost
+		return nil
+	}
+	left := newPrefixSet(now)
+	for _, p := range was {
+		if _, ok := left.overlapping(p); ok {
+			return nil
+		}
+	}
+	return []*Error{next.problem("networks."+controlPlane, "none of "+entries(old, controlPlane)+" known so far is left of the network, operators would be locked out",
+		"keep the old ones beside the new ones until operators come from these; if it is meant, "+force)}
+}
+
 func entries(p Peers, network string) string {
 	if n := len(p.Networks[network]); n != 1 {
 		return fmt.Sprintf("%d entries", n)
@@ -113,10 +151,13 @@ func lostNetworks(old, next Peers) (names []string) {
 	return names
 }
 
+// linkLocal are the addresses that any host on the link can give itself.
+var linkLocal = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10")}
+
 // checkWide reports the first too wide entry of each network, and how many more
 // there are.
 func checkWide(c Config, old, next Peers) (problems []*Error) {
-	w := wide{next, newPrefixSet(next.Networks[networkSiblings]), nodeAddresses(next)}
+	w := wide{next, newPrefixSet(next.Networks[networkSiblings]), newPrefixSet(linkLocal), nodeAddresses(next)}
 	for _, name := range slices.Sorted(maps.Keys(next.Networks)) {
 		if slices.Contains(notInFlows, name) || slices.Contains(c.Firewall.AcceptWide, name) {
 			continue
@@ -137,8 +178,8 @@ func checkWide(c Config, old, next Peers) (problems []*Error) {
 
 // wide finds the entries of networks that take in strangers.
 type wide struct {
-	peers           Peers
-	siblings, nodes prefixSet
+	peers                 Peers
+	siblings, link, nodes prefixSet
 }
 
 func (w wide) entries(network string, accepted []netip.Prefix) (found []netip.Prefix) {
@@ -148,8 +189,9 @@ func (w wide) entries(network string, accepted []netip.Prefix) (found []netip.Pr
 	}
 	for _, p := range w.peers.Networks[network] {
 		_, withSiblings := w.siblings.overlapping(p)
+		_, withLink := w.link.overlapping(p)
 		_, withNode := w.nodes.overlapping(p)
-		if (withSiblings || withNode) && !known[p] && !isExact(network, p, withNode) {
+		if (withSiblings || withLink || withNode) && !known[p] && !isExact(network, p, withNode) {
 			found = append(found, p)
 		}
 	}
@@ -169,6 +211,9 @@ func (w wide) text(p netip.Prefix) string {
 		return fmt.Sprintf("%s is part of %s in the network siblings, where other tenants are", p, s)
 	case ok:
 		return fmt.Sprintf("%s contains %s of the network siblings, where other tenants are", p, s)
+	}
+	if l, ok := w.link.overlapping(p); ok {
+		return fmt.Sprintf("%s has link-local addresses (%s), which any host on the link can give itself", p, l)
 	}
 	a, _ := w.nodes.overlapping(p)
 	return fmt.Sprintf("%s contains %s of node %s, it looks too wide", p, a.Addr(), w.peers.owner(a.Addr()))

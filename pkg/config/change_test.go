@@ -16,7 +16,7 @@ func TestCheckChangeAccepts(t *testing.T) {
 		"an empty network is gone": peersOf(t, "a", strings.Replace(someNetworks, "  backup: []\n", "", 1), "n0", "n1", "n2", "n3", "n4"),
 		"a network emptied in so many words": peersOf(t, "a",
 			strings.Replace(someNetworks, "[10.50.0.0/16, 10.51.0.0/16]", "[]", 1), "n0", "n1", "n2", "n3", "n4"),
-		"another control plane": peersOf(t, "a", strings.Replace(someNetworks, "10.0.0.0/24", "10.9.0.0/24", 1), "n0", "n1", "n2", "n3", "n4"),
+		"part of the control plane": peersOf(t, "a", strings.Replace(someNetworks, "10.0.0.0/24", "10.0.0.128/25, 10.9.0.0/24", 1), "n0", "n1", "n2", "n3", "n4"),
 	} {
 		if err := CheckChange(Config{}, old, next); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -51,6 +51,9 @@ func TestCheckChangeRefuses(t *testing.T) {
 			"peers.yaml:10: networks.control_plane: the network had 1 entry and is empty now, operators would be locked out; put its entries back; if it is meant, " + forced},
 		{"control plane gone", peersOf(t, "a", strings.Replace(someNetworks, "  control_plane: [10.0.0.0/24]\n", "", 1), names...),
 			"peers.yaml:9: networks.control_plane: the network had 1 entry and is gone, the list looks cut off; put it back, operators would be locked out; if it is meant, " + forced},
+		{"another control plane", peersOf(t, "a", strings.Replace(someNetworks, "10.0.0.0/24", "10.9.0.0/24", 1), names...),
+			"peers.yaml:10: networks.control_plane: none of 1 entry known so far is left of the network, operators would be locked out; " +
+				"keep the old ones beside the new ones until operators come from these; if it is meant, " + forced},
 		{"network gone", peersOf(t, "a", "networks:\n  control_plane: [10.0.0.0/24]\n", names...),
 			"peers.yaml:9: networks.applications: the network had 2 entries and is gone, the list looks cut off; put it back; if it is meant, write `applications: []`"},
 		{"everything", peersOf(t, "b", "", "n0"),
@@ -106,6 +109,32 @@ func TestF13_NetworkShrunk(t *testing.T) {
 	}
 }
 
+// In scope siblings one wrong digit in the list would let all siblings in.
+func TestF13_SiblingsUncovered(t *testing.T) {
+	siblings, host := Config{Firewall: Firewall{Scope: ScopeSiblings}}, Config{Firewall: Firewall{Scope: ScopeHost}}
+	list := func(entries string) Peers {
+		return peersOf(t, "a", "networks: {siblings: ["+entries+"]}\n", "n0", "n1")
+	}
+	old := list("10.20.0.0/16, 10.30.0.0/16")
+	for entries, refused := range map[string]bool{
+		"10.2.0.0/16, 10.30.0.0/16": true, "10.30.0.0/16": true, "10.20.0.1/32": true,
+		"10.20.0.0/24": false, "10.0.0.0/8": false, "10.20.0.0/24, 10.40.0.0/16": false,
+	} {
+		if err := CheckChange(host, old, list(entries)); err != nil {
+			t.Errorf("%s, where it keeps nobody out: %v", entries, err)
+		}
+		err := CheckChange(siblings, old, list(entries))
+		if (err != nil) != refused {
+			t.Errorf("%s: %v", entries, err)
+		}
+	}
+	checkRefusal(t, CheckChange(siblings, old, list("10.2.0.0/16")), "peers.yaml:6: networks.siblings: 10.20.0.0/16, where node n0 is, is not in the network "+
+		"any more: whoever else is there would be let in; put it back; if it is meant, "+forced)
+	if err := CheckChange(siblings, list("10.30.0.0/16"), list("10.40.0.0/16")); err != nil {
+		t.Errorf("no node was there: %v", err)
+	}
+}
+
 // wideFix is what to do about a network that is too wide.
 const wideFix = "; list those who are really meant; if it is meant, name the network in firewall.accept_wide of the configuration, or " + forced
 
@@ -126,6 +155,11 @@ func TestF13_NetworkTakesInStrangers(t *testing.T) {
 			"peers.yaml:8: networks.applications[0]: fd00:20:1::/48 is part of fd00:20::/32 in the network siblings, where other tenants are" + wideFix},
 		{"a subnet of resolvers", "  dns: [10.20.0.48/28]\n",
 			"peers.yaml:8: networks.dns[0]: 10.20.0.48/28 is part of 10.20.0.0/22 in the network siblings, where other tenants are" + wideFix},
+		{"link-local", "  applications: [\"fe80::/64\"]\n",
+			"peers.yaml:8: networks.applications[0]: fe80::/64 has link-local addresses (fe80::/10), which any host on the link can give itself" + wideFix},
+		{"link-local in a wide one", "  backup: [169.254.7.7/32]\n  control_plane: [169.0.0.0/8]\n",
+			"peers.yaml:8: networks.backup[0]: 169.254.7.7/32 has link-local addresses (169.254.0.0/16), which any host on the link can give itself" + wideFix + "\n" +
+				"peers.yaml:9: networks.control_plane[0]: 169.0.0.0/8 has link-local addresses (169.254.0.0/16), which any host on the link can give itself" + wideFix},
 		{"several", "  applications: [10.20.0.0/30, 10.20.1.0/24, 10.20.2.0/24]\n  ntp: [10.0.0.0/9]\n",
 			"peers.yaml:8: networks.applications[0]: 10.20.0.0/30 is part of 10.20.0.0/22 in the network siblings, where other tenants are (and 2 more of the network are too wide)" + wideFix + "\n" +
 				"peers.yaml:9: networks.ntp[0]: 10.0.0.0/9 contains 10.20.0.0/22 of the network siblings, where other tenants are" + wideFix},
@@ -154,6 +188,7 @@ func TestF13_NetworkTakesInStrangers(t *testing.T) {
 		"  control_plane: [10.20.0.2/32]\n", // a node
 		"  dns: [10.20.0.253/32]\n  ntp: [\"fd00:20::123/128\"]\n",
 		"  metadata: [10.20.3.254/32]\n",
+		"  dns: [169.254.169.253/32, \"fe80::53/128\"]\n  ntp: [169.254.169.123/32]\n  metadata: [\"fe80::a9fe:a9fe/128\"]\n",
 	} {
 		if err := CheckChange(Config{}, Peers{}, list(lines)); err != nil {
 			t.Errorf("%s: %v", lines, err)

@@ -74,6 +74,20 @@ func TestApplyInterfaceGone(t *testing.T) {
 	}
 }
 
+// The kernel lets an interface be called * or the like; it is no pattern then.
+func TestApplyInterfaceNamedLikeAPattern(t *testing.T) {
+	root := files(t, map[string]string{"net/ipv4/conf/*/rp_filter": "0\n", "net/ipv4/conf/e*1/rp_filter": "0\n", "net/ipv4/conf/eth1/rp_filter": "0\n"})
+	want := settings(t, "net.ipv4.conf.*.rp_filter=1")
+	got, err := root.observe(t.Context(), want)
+	wantNone(t, err)
+	wantNone(t, root.apply(t.Context(), Diff(want, got)))
+	got, err = root.observe(t.Context(), want)
+	wantNone(t, err)
+	if p := Diff(want, got); !p.Empty() || len(got.Values) != 3 {
+		t.Errorf("not set, of %d:\n%s", len(got.Values), p)
+	}
+}
+
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
