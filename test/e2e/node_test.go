@@ -141,7 +141,8 @@ func nodeIntruder(t *testing.T, s *slice) {
 	// them back, and does not wait for its next look at connections.
 	must(t, s.agent.Signal(unix.SIGSTOP))
 	before = time.Now()
-	run(t, s.node, "iptables-nft -F && iptables-nft -X")
+	// The kernel tracks connections only as long as a rule asks for it.
+	run(t, s.node, "iptables-nft -t mangle -A INPUT -m conntrack --ctstate NEW && iptables-nft -F && iptables-nft -X")
 	again := ctStart(t, "tcp", s.sibling, s.node, firewall.IPv4, 0, 4712)
 	defer again.stop()
 	must(t, s.agent.Signal(unix.SIGCONT))

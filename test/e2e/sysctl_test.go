@@ -110,7 +110,7 @@ func TestSysctlDriftIsRestored(t *testing.T) {
 		}
 	}
 	for key, value := range right {
-		other := map[string]string{"0": "1", "1": "0", "2": "0"}[value]
+		other := map[string]string{"0": "1", "1": "0", "2": "0", "1024": "80"}[value]
 		scSet(t, b.node, key+"="+other)
 		p := scReconcile(t, b.node, b.want)
 		if !strings.Contains(p.String(), fmt.Sprintf("sysctl %s: is %s, want %s\n", key, other, value)) {
