@@ -21,7 +21,7 @@ const budgetPgpool = 102
 // otherSpellingPgpool has what only pgpool's profile allows of what arm64 lacks.
 func otherSpellingPgpool() map[string]string {
 	all := maps.Clone(otherSpelling)
-	maps.Copy(all, map[string]string{"alarm": "setitimer", "getpgrp": "getpgid", "pause": "ppoll"})
+	all["pause"] = "ppoll"
 	return all
 }
 

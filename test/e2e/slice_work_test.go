@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pghardend/pghardend/internal/testbed"
 )
@@ -45,6 +46,28 @@ func TestSliceWorkUnderFilter(t *testing.T) {
 		}
 	}
 	t.Logf("denied by design: %v", denied)
+}
+
+// Archive scripts limit and await what they start. Without rt_sigsuspend a shell's wait and timeout(1) would spin for ever.
+func TestSliceScriptsUnderFilter(t *testing.T) {
+	s := startSlice(t, "nft")
+	for _, tc := range []struct{ program, wrong string }{
+		{"timeout 20 echo done", ""},
+		{"timeout 0.2 sleep 300", "exited with exit code 124"},
+		{"bash -c 'sleep 0.1 & wait; echo done'", ""},
+		{"sleep 0.1 & wait; echo done", ""},
+	} {
+		ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
+		program := strings.ReplaceAll(tc.program, "'", "''")
+		out, err := s.cluster.PsqlSocket(ctx, s.node, "CREATE TEMP TABLE t (line text); COPY t FROM PROGRAM '"+program+"'; SELECT line FROM t")
+		cancel()
+		if tc.wrong == "" && (err != nil || !strings.Contains(out, "done")) {
+			t.Errorf("%s: %q, %v", tc.program, out, err)
+		}
+		if tc.wrong != "" && (err == nil || !strings.Contains(err.Error(), tc.wrong)) {
+			t.Errorf("%s: %q, %v; want %q", tc.program, out, err, tc.wrong)
+		}
+	}
 }
 
 // clone3 gets ENOSYS so that the C library falls back to clone, whose flags can be filtered.
