@@ -297,7 +297,7 @@ func TestF15b_IpsetFails(t *testing.T) {
 }
 
 // A set of the wrong type is replaced while no rule names it; if that fails the
-// rules come back all the same.
+// rules come back without those that name it, since a stranger may be in it.
 func TestF15b_WrongTypeFails(t *testing.T) {
 	k := newFakeKernel()
 	f := k.firewall()
@@ -312,8 +312,24 @@ func TestF15b_WrongTypeFails(t *testing.T) {
 	if err := f.Apply(t.Context(), Diff(rs, got)); err == nil || !strings.Contains(err.Error(), "cannot write the set pgh4-dns") {
 		t.Errorf("error %v", err)
 	}
+	for chain, rules := range k.tables[IPv4] {
+		for _, r := range rules {
+			if chain != "f-chain" && slices.Contains(r, "pgh4-dns") {
+				t.Errorf("a rule of %s names a set that is not ours: %q", chain, r)
+			}
+		}
+	}
 	got, _ = f.Observe(t.Context())
-	if p := Diff(rs, got).String(); strings.Contains(p, "chain") || !strings.Contains(p, "pgh4-dns: is a hash:ip") {
+	p := Diff(rs, got)
+	for _, c := range p.Changes {
+		for _, line := range c.Lines {
+			there := slices.Contains(c.Lines, "- "+line[2:]) && slices.Contains(c.Lines, "+ "+line[2:]) // between two that differ
+			if c.Resource != resourceSet && !there && !strings.Contains(line, " pgh4-dns ") {
+				t.Errorf("not put back: %s %s: %s", c.Family, c.Name, line)
+			}
+		}
+	}
+	if !strings.Contains(p.String(), "pgh4-dns: is a hash:ip") {
 		t.Errorf("left to do:\n%s", p)
 	}
 	delete(k.tables[IPv4], "f-chain")

@@ -107,20 +107,18 @@ func (c Connection) at() netip.AddrPort {
 	return c.Dst
 }
 
-var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-
 func (j *judge) keeps(c Connection) bool {
 	src, dst := c.Src, c.at()
-	fromHere := c.notes.srcHere || src.Addr().IsLoopback()
+	fromHere := c.notes.srcHere || src.Addr().IsLoopback() || src.Addr().IsUnspecified() // a DHCP client without an address
 	toHere := c.notes.dstHere || dst.Addr().IsLoopback()
-	toAll := c.notes.toSubnet || dst.Addr().IsMulticast() || dst.Addr() == broadcast
+	toAll := c.notes.toSubnet || isGroup(dst.Addr())
 	switch {
 	case fromHere && toHere:
 		return true
 	case fromHere:
-		return j.allows(Out, c, dst.Addr(), dst.Port()) || j.allowsAnswer(In, c, dst.Addr(), src.Port())
+		return c.isLease(Out) || j.allows(Out, c, dst.Addr(), dst.Port()) || j.allowsAnswer(In, c, dst.Addr(), src.Port())
 	case toHere || toAll:
-		return j.allows(In, c, src.Addr(), dst.Port()) || j.allowsAnswer(Out, c, src.Addr(), src.Port())
+		return c.isLease(In) || j.allows(In, c, src.Addr(), dst.Port()) || j.allowsAnswer(Out, c, src.Addr(), src.Port())
 	case j.spec.Scope == ScopeSiblings:
 		return !j.has(NetworkSiblings, src.Addr()) && !j.has(NetworkSiblings, dst.Addr())
 	}

@@ -127,6 +127,7 @@ func (c Connection) with(change func(*Connection)) Connection {
 }
 
 func noEcho(c *Connection)  { c.notes.noEcho = true }
+func srcHere(c *Connection) { c.notes.srcHere = true }
 func dstHere(c *Connection) { c.notes.dstHere = true }
 func toAll(c *Connection)   { c.notes.toSubnet = true }
 func inZone(c *Connection)  { c.id.zone = 3 }
@@ -182,6 +183,19 @@ func TestUnwanted(t *testing.T) {
 
 		{"multicast to all", conn("udp", "10.20.1.10:5353", "224.0.0.251:5353"), cut, keep},
 		{"multicast of a sibling", conn("udp", "10.20.1.66:5353", "224.0.0.251:5353"), cut, cut},
+		{"a lease's renewal", conn("udp", "10.20.1.10:68", "10.20.1.1:67"), keep, keep},
+		{"a lease's renewal at the metadata service", conn("udp", "10.20.1.10:68", "169.254.169.254:67"), keep, keep},
+		{"a lease's beginning", conn("udp", "0.0.0.0:68", "255.255.255.255:67"), keep, keep},
+		{"DHCP from another port", conn("udp", "10.20.1.10:40000", "10.20.1.1:67"), cut, cut},
+		{"DHCP to another port", conn("udp", "10.20.1.10:68", "10.20.1.1:53"), cut, cut},
+		{"DHCP by tcp", conn("tcp", "10.20.1.10:68", "10.20.1.1:67"), cut, cut},
+		{"DHCP of a sibling", conn("udp", "10.20.1.66:68", "10.20.1.10:67"), cut, cut},
+		{"an IPv6 lease's renewal", conn("udp", "[fe80::10]:546", "[ff02::1:2]:547").with(srcHere), keep, keep},
+		{"its answer", conn("udp", "[fe80::1]:547", "[fe80::10]:546").with(dstHere), keep, keep},
+		{"an answer from afar", conn("udp", "[2001:db9::1]:547", "[fd00:20:1::10]:546"), cut, keep},
+		{"an answer to another port", conn("udp", "[fe80::1]:547", "[fe80::10]:5432").with(dstHere), cut, cut},
+		{"DHCPv6 to one address", conn("udp", "[fe80::10]:546", "[fe80::1]:547").with(srcHere), cut, cut},
+		{"DHCPv6 from another port", conn("udp", "[fe80::10]:40000", "[ff02::1:2]:547").with(srcHere), cut, keep},
 		{"broadcast of a sibling", conn("udp", "10.20.1.66:68", "255.255.255.255:67"), cut, cut},
 		{"a row's multicast, of a peer", conn("udp", "10.20.1.20:40000", "224.0.0.251:9700"), keep, keep},
 		{"a row's broadcast, of a peer", conn("udp", "10.20.1.20:40000", "255.255.255.255:9700"), keep, keep},

@@ -38,7 +38,9 @@ type Decision struct {
 // Decide says what the rules that Render makes from s do with a new connection,
 // as far as it can be said beforehand: a limit that is used up drops as well.
 // The remote is another host: a node's packets to itself use the loopback
-// interface, and from outside its own addresses are forged.
+// interface, and from outside its own addresses are forged. The connection comes
+// from an ordinary port, so that the rules for DHCP are none of its business; and
+// of broadcast addresses 255.255.255.255 alone is known, not those of subnets.
 func Decide(s Spec, d Direction, q Query) Decision {
 	return newJudge(s).decide(d, q)
 }
@@ -66,7 +68,7 @@ func (j *judge) has(group string, addr netip.Addr) bool {
 func (j *judge) decide(d Direction, q Query) Decision {
 	q.Remote = q.Remote.Unmap().WithZone("")
 	for _, step := range []func(Direction, Query) (Decision, bool){
-		j.byMetadata, j.byScope, byLoopback, j.byFlow, j.byOpening,
+		j.byMetadata, j.byGroup, j.byScope, byLoopback, j.byFlow, j.byOpening,
 	} {
 		if decision, ok := step(d, q); ok {
 			return decision
@@ -91,6 +93,19 @@ func (j *judge) byMetadata(d Direction, q Query) (Decision, bool) {
 	}
 	return Decision{By: tagMetadata, Reason: fmt.Sprintf("of the metadata service at %s only tcp port 80 is open, for root", q.Remote)}, true
 }
+
+// byGroup keeps from siblings what they would take in without being addressed.
+func (j *judge) byGroup(d Direction, q Query) (Decision, bool) {
+	if j.spec.Scope != ScopeSiblings || d != Out || q.Proto != ProtoUDP || q.Root || !isGroup(q.Remote) {
+		return Decision{}, false
+	}
+	return Decision{By: tagScope,
+		Reason: fmt.Sprintf("siblings would take in what is sent to %s, so firewall.scope: siblings leaves it to root alone", q.Remote)}, true
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+func isGroup(a netip.Addr) bool { return a.IsMulticast() || a == broadcast }
 
 func (j *judge) byScope(_ Direction, q Query) (Decision, bool) {
 	if j.spec.Scope != ScopeSiblings || j.has(NetworkSiblings, q.Remote) {

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,6 +16,15 @@ type packet struct {
 	q       Query
 	self    netip.Addr
 	inbound bool
+	sport   uint16 // 0: an ordinary one
+}
+
+// ends are the packet's source and destination.
+func (p packet) ends() (src, dst netip.Addr) {
+	if p.inbound {
+		return p.q.Remote, p.self
+	}
+	return p.self, p.q.Remote
 }
 
 // A reader follows a packet through a rendered ruleset, as the kernel would. It
@@ -84,7 +94,7 @@ func (r *reader) rule(rule Rule) (target, tag string, limited, ok bool) {
 
 func (r *reader) matches(key string, values []string) bool {
 	q, proto := r.p.q, map[string]string{ProtoEcho: icmpProto(r.fam)}
-	dport := strconv.Itoa(int(q.Port))
+	src, dst := r.p.ends()
 	switch key {
 	case "-p":
 		name := q.Proto
@@ -97,9 +107,21 @@ func (r *reader) matches(key string, values []string) bool {
 	case "-i", "-o":
 		return q.Remote.IsLoopback() && values[0] == "lo"
 	case "--dport", "--dports":
-		return slices.Contains(strings.Split(values[0], ","), dport)
+		return inPorts(values[0], q.Port)
 	case "--sport", "--sports":
-		return values[0] == "40000" // the port of every client here
+		return inPorts(values[0], cmp.Or(r.p.sport, 40000))
+	case "-s":
+		return netip.MustParsePrefix(values[0]).Contains(src)
+	case "-d":
+		return netip.MustParsePrefix(values[0]).Contains(dst)
+	case "--dst-type":
+		kind := "UNICAST"
+		if dst.IsMulticast() {
+			kind = "MULTICAST"
+		} else if dst == netip.MustParseAddr("255.255.255.255") {
+			kind = "BROADCAST"
+		}
+		return slices.Contains(strings.Split(values[0], ","), kind)
 	case "--tcp-flags":
 		compared := strings.Split(values[0], ",")
 		return slices.Contains(compared, "SYN") && values[1] == "SYN" || !slices.Contains(compared, "SYN") && values[1] == "NONE"
@@ -116,6 +138,19 @@ func (r *reader) matches(key string, values []string) bool {
 	return false
 }
 
+// inPorts reads a list of ports and ranges.
+func inPorts(list string, port uint16) bool {
+	return slices.ContainsFunc(strings.Split(list, ","), func(item string) bool {
+		from, to, isRange := strings.Cut(item, ":")
+		if !isRange {
+			to = from
+		}
+		low, err1 := strconv.Atoi(from)
+		high, err2 := strconv.Atoi(to)
+		return err1 == nil && err2 == nil && low <= int(port) && int(port) <= high
+	})
+}
+
 func (r *reader) inSet(name, side string) bool {
 	i := slices.IndexFunc(r.rs.Sets, func(s Set) bool { return s.Name == name })
 	if i < 0 {
@@ -127,9 +162,9 @@ func (r *reader) inSet(name, side string) bool {
 			return o.From.Contains(q.Remote) && o.Proto == q.Proto && o.Port == q.Port && q.At.Before(o.Until)
 		})
 	}
-	addr := q.Remote
-	if (side == "src") != r.p.inbound {
-		addr = r.p.self
+	addr, dst := r.p.ends()
+	if side == "dst" {
+		addr = dst
 	}
 	return slices.ContainsFunc(set.Members, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
@@ -155,8 +190,8 @@ func decideSpec(t testing.TB, role, scope string) Spec {
 }
 
 var decideRemotes = []string{
-	"10.20.1.11", "10.20.1.20", "10.20.1.66", "10.0.0.7", "10.50.3.4", "10.0.53.5", "169.254.169.254", "10.99.0.1", "192.0.2.9", "203.0.113.1", "127.0.0.1",
-	"fd00:20:1::11", "fd00:20:1::20", "fd00:20:1::66", "fd00:10::7", "fd00:53::1", "fd00:ec2::254", "2001:db8::9", "2001:db9::9", "fe80::1", "::1",
+	"10.20.1.11", "10.20.1.20", "10.20.1.66", "10.0.0.7", "10.50.3.4", "10.0.53.5", "169.254.169.254", "10.99.0.1", "192.0.2.9", "203.0.113.1", "127.0.0.1", "224.0.0.251", "255.255.255.255",
+	"fd00:20:1::11", "fd00:20:1::20", "fd00:20:1::66", "fd00:10::7", "fd00:53::1", "fd00:ec2::254", "2001:db8::9", "2001:db9::9", "fe80::1", "::1", "ff02::1", "ff02::1:2",
 }
 
 // Decide says what the rules do, for every direction, remote, protocol and port,
@@ -189,7 +224,7 @@ func TestDecideSaysWhatRulesDo(t *testing.T) {
 }
 
 func decideQueries(s Spec) []Query {
-	ports := map[string][]uint16{ProtoTCP: {80, 443, 8443, 12345}, ProtoUDP: {80, 8444, 12345}, ProtoEcho: {0}, "132": {5432}}
+	ports := map[string][]uint16{ProtoTCP: {80, 443, 8443, 12345}, ProtoUDP: {67, 80, 546, 547, 8444, 12345}, ProtoEcho: {0}, "132": {5432}}
 	for _, f := range s.Flows {
 		ports[ProtoTCP], ports[ProtoUDP] = append(ports[ProtoTCP], f.Ports...), append(ports[ProtoUDP], f.Ports...)
 	}

@@ -182,12 +182,19 @@ func jumpProblem(want *Rule, ours []ObservedRule, above []string) string {
 // chain of such rules is harmless as well, as is RETURN inside it; that is what
 // fail2ban's bans look like, and they count only above ours. In a built-in chain
 // RETURN means the policy, and a goto never comes back to our jump.
+//
+// What has no target need not be a mere counter: iptables-nft prints nothing of a
+// verdict map that nft has put there ("tcp dport vmap { 22 : accept }" is shown as
+// "-p tcp"). A list of recent sources, which bans need, is iptables' own.
 func (t ObservedTable) harmless(r Rule, depth int) bool {
 	target, isGoto := r.target()
 	rules, isChain := t.Chains[target] // looked up first: nft lets a chain be called LOG
-	if !isChain {
-		harmless := slices.Contains(goOn, target)
-		return harmless || (target == "RETURN" && depth > 0)
+	switch {
+	case isChain:
+	case target == "":
+		return r.usesRecent()
+	default:
+		return slices.Contains(goOn, target) || (target == "RETURN" && depth > 0)
 	}
 	if isGoto || depth == maxDepth {
 		return false
@@ -197,7 +204,7 @@ func (t ObservedTable) harmless(r Rule, depth int) bool {
 
 // goOn are the targets after which a packet is gone or goes on to the next rule;
 // the last three are the raw table's.
-var goOn = []string{"", "DROP", "REJECT", "LOG", "NFLOG", "CT", "NOTRACK", "TRACE"}
+var goOn = []string{"DROP", "REJECT", "LOG", "NFLOG", "CT", "NOTRACK", "TRACE"}
 
 // maxDepth is how far jumps are followed; every more deeply nested chain counts as harmful.
 const maxDepth = 3

@@ -116,7 +116,11 @@ func TestF03_DiffAboveTheJump(t *testing.T) {
 		{"return", above("-j RETURN"), moved},
 		{"queue", above("-j NFQUEUE --queue-num 1 --queue-bypass"), moved},
 		{"drop", above("-s 10.0.0.1/32 -j DROP", "-j REJECT --reject-with tcp-reset"), nil},
-		{"log", above("-j LOG --log-prefix \"-j ACCEPT\"", "-j NFLOG", "-p tcp"), nil},
+		{"log", above("-j LOG --log-prefix \"-j ACCEPT\"", "-j NFLOG"), nil},
+		{"list of recent sources", above("-p tcp -m recent --set --name ssh --mask 255.255.255.255 --rsource"), nil},
+		{"verdict map of nft's", above("-p tcp"), moved}, // tcp dport vmap { 22 : accept }
+		{"verdict map with a comment", above("-m comment --comment -m"), moved},
+		{"verdict map in a chain", chain("odd", "-s 10.0.0.1/32"), moved},
 		{"drop, then accept", above("-j DROP", "-j ACCEPT"), moved},
 		{"accept below", func(_ *testing.T, got Observed) {
 			got.Tables[IPv4].Chains["INPUT"] = append(got.Tables[IPv4].Chains["INPUT"], observed(parse("-j ACCEPT")))
@@ -176,7 +180,7 @@ func TestF04_DiffEditedRule(t *testing.T) {
 		{"set direction", change(IPv6, ChainOut, "--dport 5432", " dst", " src"), out6},
 		{"target", change(IPv4, ChainIn, "pghardend:drop", "DROP", "ACCEPT"), in4},
 		{"goto", change(IPv4, ChainIn, "-j PGHARDEND-ICMP", "-j", "-g"), in4},
-		{"state", change(IPv6, ChainOut, "--dport 5432", "NEW", "NEW,INVALID"), out6},
+		{"state", change(IPv6, ChainOut, "pghardend:postgres", "NEW", "NEW,INVALID"), out6},
 		{"negation", change(IPv4, ChainIn, "established", "! -p", "-p"), in4},
 		{"limit", change(IPv4, ChainIn, "hashlimit", "20/sec", "200/sec"), in4},
 		{"burst", change(IPv4, ChainIn, "hashlimit", "burst 20", "burst 2000"), in4},

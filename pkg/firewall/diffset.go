@@ -14,6 +14,7 @@ import (
 // repaired must not keep the others from it.
 type setEdit struct {
 	name  string
+	alien bool // what the kernel has by this name is of another type, and none of ours
 	write func(b *strings.Builder, now time.Time)
 }
 
@@ -42,6 +43,7 @@ func (p *Plan) diffSets(want Ruleset, got Observed) (detach [2]bool) {
 			edit.write = func(b *strings.Builder, now time.Time) { set.create(b, set.Name, now) }
 		case have.wrongType(set):
 			detach[set.Family] = true
+			edit.alien = true
 			edit.write = func(b *strings.Builder, now time.Time) {
 				fmt.Fprintf(b, "destroy %s\n", set.Name)
 				set.create(b, set.Name, now)

@@ -70,7 +70,8 @@
 // by a row that is about to go, but never anyone who is in no set.
 //
 // A set of the wrong type cannot be swapped. While it is replaced the family's
-// rules let established connections go on and open no new ones.
+// rules let established connections go on and open no new ones. If it cannot be
+// replaced, since a foreign rule names it, the rules that name it stay away.
 //
 // # Thread safety
 //

@@ -110,13 +110,17 @@ func (f *Firewall) Apply(ctx context.Context, p Plan) error {
 	for _, id := range tableIDs {
 		errs = append(errs, f.restore(ctx, id, p.detach[id]))
 	}
+	var alien []string
 	for _, set := range p.sets {
 		if _, err := f.runIpset(ctx, set.text(time.Now()), "restore"); err != nil {
 			errs = append(errs, fmt.Errorf("cannot write the set %s: %w", set.name, err))
+			if set.alien {
+				alien = append(alien, set.name)
+			}
 		}
 	}
 	for _, id := range tableIDs {
-		errs = append(errs, f.restore(ctx, id, p.rules[id]))
+		errs = append(errs, f.restore(ctx, id, withoutSets(p.rules[id], alien)))
 	}
 	for _, name := range p.dropSets {
 		if _, err := f.runIpset(ctx, "", "destroy", name); err != nil {

@@ -55,12 +55,14 @@ const (
 	tagOpen        = "open"
 	tagTCPFlags    = "tcp-flags"
 	tagRPFilter    = "rpfilter"
+	tagDHCP        = "dhcp"
+	tagReset       = "reset"
 )
 
 var reservedNames = []string{
 	tagEstablished, tagLoopback, tagICMP, tagInvalid, tagLog, tagDrop, tagJump,
 	tagPathMTU, tagICMPError, tagEchoReply, tagNeighbour, tagMulticast,
-	tagMetadata, tagScope, tagOpen, tagTCPFlags, tagRPFilter,
+	tagMetadata, tagScope, tagOpen, tagTCPFlags, tagRPFilter, tagDHCP, tagReset,
 }
 
 var (

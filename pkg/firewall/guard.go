@@ -2,16 +2,21 @@ package firewall
 
 // renderMetadata decides all packets to the metadata service, which hands out
 // the machine's credentials: root may ask it, nobody else. DNS and time, which
-// clouds serve at the same address, go back to the rows of the matrix. Its first
-// rule is for scope siblings, where the chain comes before "established".
+// clouds serve at the same address, go back to the rows of the matrix, and DHCP,
+// which Google's does, to the rule for leases. Its first rule is for scope
+// siblings, where the chain comes before "established".
 func renderMetadata(fam Family) []Rule {
-	return []Rule{
+	rules := []Rule{
 		established(tagMetadata, "RETURN", fam),
 		tagged(tagMetadata, "RETURN", "-p udp -m multiport --dports 53,123"),
 		tagged(tagMetadata, "RETURN", "-p tcp -m tcp --dport 53"),
-		tagged(tagMetadata, "ACCEPT", "-p tcp -m tcp --dport 80 -m owner --uid-owner 0 -m conntrack --ctstate NEW"),
-		drop(tagMetadata),
 	}
+	if fam == IPv4 { // IPv6's goes to a multicast address
+		rules = append(rules, tagged(tagMetadata, "RETURN", matchDHCP))
+	}
+	return append(rules,
+		tagged(tagMetadata, "ACCEPT", "-p tcp -m tcp --dport 80 -m owner --uid-owner 0 -m conntrack --ctstate NEW"),
+		drop(tagMetadata))
 }
 
 func metadataGuard(fam Family) Rule {
@@ -32,6 +37,18 @@ func renderForward(s Spec, fam Family) []Rule {
 // outOfScope leaves all but the siblings to the host's own firewall.
 func outOfScope(fam Family, d direction) Rule {
 	return tagged(tagScope, "RETURN", "-m set ! --match-set "+SetName(NetworkSiblings, fam)+" "+d.peer)
+}
+
+// noGroups is for scope siblings: a multicast or broadcast address is no
+// sibling's, and yet siblings of the same link take in what is sent there. Root,
+// and daemons with a port below 1024 such as DHCP clients, are left to the host's
+// own firewall. addrtype knows the broadcast addresses of this node's subnets.
+func noGroups(fam Family) Rule {
+	groups := "BROADCAST,MULTICAST"
+	if fam == IPv6 {
+		groups = "MULTICAST"
+	}
+	return tagged(tagScope, "DROP", "-p udp -m udp --sport 1024:65535 -m addrtype --dst-type "+groups+" -m owner ! --uid-owner 0")
 }
 
 // renderTCPFlags drops segments that no TCP sends, by which scanners tell

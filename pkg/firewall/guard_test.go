@@ -38,6 +38,7 @@ func TestRenderScope(t *testing.T) {
 	const (
 		established = "! -p icmp -m conntrack --ctstate ESTABLISHED,RELATED #established -j ACCEPT"
 		guard       = "-m set --match-set pgh4-metadata dst #metadata -j PGHARDEND-META"
+		groups      = "-p udp -m udp --sport 1024:65535 -m addrtype --dst-type BROADCAST,MULTICAST -m owner ! --uid-owner 0 #scope -j DROP"
 	)
 	host, siblings := renderScope(t, ScopeHost), renderScope(t, ScopeSiblings)
 	for _, tc := range []struct {
@@ -48,7 +49,7 @@ func TestRenderScope(t *testing.T) {
 		{host, ChainIn, []string{established, "-i lo #loopback -j ACCEPT"}},
 		{host, ChainOut, []string{established, "-o lo #loopback -j ACCEPT", guard}},
 		{siblings, ChainIn, []string{"-m set ! --match-set pgh4-siblings src #scope -j RETURN", established, "-i lo #loopback -j ACCEPT"}},
-		{siblings, ChainOut, []string{guard, "-m set ! --match-set pgh4-siblings dst #scope -j RETURN", established, "-o lo #loopback -j ACCEPT"}},
+		{siblings, ChainOut, []string{guard, groups, "-m set ! --match-set pgh4-siblings dst #scope -j RETURN", established, "-o lo #loopback -j ACCEPT"}},
 		{siblings, ChainFwd, []string{"-m set ! --match-set pgh4-siblings src -m set ! --match-set pgh4-siblings dst #scope -j RETURN"}},
 	} {
 		got := lines(t, tc.rs, FilterIPv4, tc.chain)
@@ -61,6 +62,9 @@ func TestRenderScope(t *testing.T) {
 		if !slices.Equal(a[3:], b[len(b)-len(a)+3:]) {
 			t.Errorf("%s differs between the scopes:\n%q\n%q", chain, a, b)
 		}
+	}
+	if got, want := lines(t, siblings, FilterIPv6, ChainOut)[1], strings.Replace(groups, "BROADCAST,", "", 1); got != want {
+		t.Errorf("IPv6, which has no broadcast: %s, want %s", got, want)
 	}
 	if fwd := lines(t, host, FilterIPv6, ChainFwd); len(fwd) != 2 {
 		t.Errorf("scope host forwards: %q", fwd)
@@ -98,8 +102,12 @@ func TestA47_RenderMetadata(t *testing.T) {
 			"! -p " + icmpProto(id.family()) + " -m conntrack --ctstate ESTABLISHED,RELATED #metadata -j RETURN",
 			"-p udp -m multiport --dports 53,123 #metadata -j RETURN",
 			"-p tcp -m tcp --dport 53 #metadata -j RETURN",
+			"-p udp -m udp --dport 67 --sport 68 #metadata -j RETURN",
 			"-p tcp -m tcp --dport 80 -m owner --uid-owner 0 -m conntrack --ctstate NEW #metadata -j ACCEPT",
 			"#metadata -j DROP",
+		}
+		if id == FilterIPv6 { // its DHCP goes to a multicast address
+			want = slices.Delete(want, 3, 4)
 		}
 		if got := lines(t, render(t, "postgres"), id, ChainMetadata); !slices.Equal(got, want) {
 			t.Errorf("%s:\n%s\nwant\n%s", id, strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -191,7 +191,9 @@ func renderDirection(s Spec, fam Family, d direction) []Rule {
 	if d.in {
 		rules = append(rules, renderTCPFlags()...)
 	}
+	rules = append(rules, renderResets(s, fam, d)...)
 	rules = append(rules, tagged(tagInvalid, "DROP", "-m conntrack --ctstate INVALID"))
+	rules = append(rules, renderLeases(fam, d)...)
 	for _, row := range rowsOf(s, d.opens) {
 		if row.Proto == ProtoEcho {
 			continue
@@ -218,7 +220,7 @@ func renderHead(s Spec, fam Family, d direction) []Rule {
 	var rules []Rule
 	if s.Scope == ScopeSiblings {
 		if !d.in {
-			rules = append(rules, metadataGuard(fam))
+			rules = append(rules, metadataGuard(fam), noGroups(fam))
 		}
 		rules = append(rules, outOfScope(fam, d))
 	}

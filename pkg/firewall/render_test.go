@@ -50,7 +50,7 @@ func accepts(rs Ruleset, fam Family, chain string) []string {
 		}
 		set := value("--match-set")
 		switch {
-		case set == "":
+		case set == "", value("--ctstate") == "INVALID": // the latter belongs to no new connection
 		case value("--dport") != "":
 			list = append(list, value("-p")+"/"+value("--dport")+" "+set)
 		case value("--icmp-type") == "8", value("--icmpv6-type") == "128":
@@ -122,7 +122,7 @@ func checkChain(t *testing.T, scope string, fam Family, c Chain) {
 	}
 	first := 0 // where established stands
 	if scope == ScopeSiblings {
-		first = map[string]int{ChainIn: 1, ChainOut: 2}[c.Name]
+		first = map[string]int{ChainIn: 1, ChainOut: 3}[c.Name]
 	}
 	for i, r := range c.Rules {
 		text := r.String()
@@ -137,6 +137,18 @@ func checkChain(t *testing.T, scope string, fam Family, c Chain) {
 	}
 }
 
+// leases are all rules for DHCP. Both ports and, with IPv6, one address are fixed.
+var leases = map[Family]map[string][]string{
+	IPv4: {
+		ChainOut:      {"-p udp -m udp --dport 67 --sport 68 -m conntrack --ctstate NEW #dhcp -j ACCEPT"},
+		ChainMetadata: {"-p udp -m udp --dport 67 --sport 68 #metadata -j RETURN"},
+	},
+	IPv6: {
+		ChainIn:  {"-p udp -s fe80::/10 -m udp --dport 546 --sport 547 -m conntrack --ctstate NEW #dhcp -j ACCEPT"},
+		ChainOut: {"-d ff02::1:2/128 -p udp -m udp --dport 547 --sport 546 -m conntrack --ctstate NEW #dhcp -j ACCEPT"},
+	},
+}
+
 // checkOpening: what a rule lets through, or out of our chain, is what some
 // rule may.
 func checkOpening(t *testing.T, scope string, fam Family, chain string, r Rule) {
@@ -145,13 +157,26 @@ func checkOpening(t *testing.T, scope string, fam Family, chain string, r Rule) 
 	target, _ := r.target()
 	set := strings.Contains(text, "--match-set")
 	echo := strings.Contains(text, echoRequest(fam)+" ")
+	if strings.Contains(text, "--ctstate INVALID") && target == "ACCEPT" {
+		only := map[string]string{ChainIn: "--tcp-flags SYN,RST,ACK SYN,ACK ", ChainOut: "--tcp-flags SYN,RST RST "}[chain]
+		if !set || only == "" || !strings.Contains(text, only) || !strings.Contains(text, "port") {
+			t.Errorf("%s %s: no answer to a SYN nor its reset, but let through: %s", fam, chain, r)
+		}
+		return
+	}
 	if set && target == "ACCEPT" && !echo && !strings.Contains(text, "--ctstate NEW") {
 		t.Errorf("%s %s: opens for more than new connections: %s", fam, chain, r)
 	}
 	if echo && !strings.Contains(text, "-m hashlimit") {
 		t.Errorf("%s %s: echo without a limit: %s", fam, chain, r)
 	}
-	if strings.Contains(text, "--sport") && !strings.Contains(text, "! --tcp-flags FIN,SYN,RST,ACK SYN") {
+	if strings.Contains(text, "--comment pghardend:dhcp ") || strings.Contains(text, "--sport 68 ") {
+		if !slices.Contains(leases[fam][chain], strings.Replace(text, "-m comment --comment pghardend:", "#", 1)) {
+			t.Errorf("%s %s: opens more than leases need: %s", fam, chain, r)
+		}
+		return
+	}
+	if target != "DROP" && strings.Contains(text, "--sport") && !strings.Contains(text, "! --tcp-flags FIN,SYN,RST,ACK SYN") {
 		t.Errorf("%s %s: a source port opens: %s", fam, chain, r)
 	}
 	limit := max(strings.Index(text, "-m hashlimit"), strings.Index(text, "-m connlimit"))

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -35,6 +36,22 @@ func (t *transaction) text() string {
 		return ""
 	}
 	return "*" + t.table.name() + "\n" + t.declare.String() + t.body.String() + "COMMIT\n"
+}
+
+// withoutSets leaves out the rules of ours that name one of the sets: who is in a
+// set of somebody else's must not be let in.
+func withoutSets(text string, sets []string) string {
+	if len(sets) == 0 {
+		return text
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		names := func(set string) bool { return strings.Contains(line, " --match-set "+set+" ") }
+		if !strings.HasPrefix(line, "-A ") || !slices.ContainsFunc(sets, names) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // detachText writes our chains without the rules that name a set: nothing new

@@ -42,6 +42,11 @@ func (r Rule) leadsToUs() bool {
 
 func (r Rule) matchesSet() bool { return slices.Contains(r.tokens, "--match-set") }
 
+// usesRecent says whether the rule has iptables' match "recent".
+func (r Rule) usesRecent() bool {
+	return slices.ContainsFunc(splitOptions(r.tokens), func(o option) bool { return slices.Equal(o.words, []string{"-m", "recent"}) })
+}
+
 // An option is one switch of a rule with its negation and values.
 type option struct {
 	words []string

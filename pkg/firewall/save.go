@@ -108,6 +108,8 @@ func ParseSets(data []byte) (map[string]ObservedSet, error) {
 		set, known := sets[name]
 		switch {
 		case !ownSet(name):
+		case words[0] == "create" && known: // ipset takes names with blanks and prints them as they are
+			return nil, fmt.Errorf("cannot read the sets: entry %d: there are two sets %s, so one has a name with a blank; find it with `ipset list -n` and remove it", n, printable(name))
 		case words[0] == "create":
 			sets[name] = parseCreate(words[2:])
 		case !known:

@@ -176,9 +176,11 @@ func TestParseSets(t *testing.T) {
 		})
 	}
 	for name, tc := range map[string]struct{ text, want string }{
-		"not a dump":   {"destroy x y\n", `entry 1: "destroy x y" is not ipset save output`},
-		"short":        {"create x\n", "entry 1"},
-		"member first": {"create x hash:ip\nadd pgh4-a 10.0.0.1\n", "entry 2: a member of pgh4-a comes before the set"},
+		"not a dump": {"destroy x y\n", `entry 1: "destroy x y" is not ipset save output`},
+		"short":      {"create x\n", "entry 1"},
+		// or an empty set of that name would hide what is in the real one
+		"name with a blank": {"create pgh4-a hash:ip family inet\nadd pgh4-a 10.0.0.1\ncreate pgh4-a hash:net hashsize hash:net family inet\n", "entry 3: there are two sets pgh4-a, so one has a name with a blank; find it with `ipset list -n`"},
+		"member first":      {"create x hash:ip\nadd pgh4-a 10.0.0.1\n", "entry 2: a member of pgh4-a comes before the set"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := ParseSets([]byte(tc.text)); err == nil || !strings.Contains(err.Error(), tc.want) {
