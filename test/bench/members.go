@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -27,12 +28,12 @@ type result struct {
 	idle      time.Duration // apply: nothing to do
 }
 
-func bench(ctx context.Context, out io.Writer) error {
+func bench(ctx context.Context, out io.Writer) (err error) {
 	bed, err := testbed.New(ctx, "bench", []testbed.HostSpec{{Name: "pool-0", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}}})
 	if err != nil {
 		return err
 	}
-	defer bed.Close()
+	defer func() { err = errors.Join(err, bed.Close()) }() //nolint:contextcheck // removes even if ctx is done
 	for _, backend := range []string{"nft", "legacy"} {
 		var results []result
 		for _, n := range sizes {
@@ -43,7 +44,7 @@ func bench(ctx context.Context, out io.Writer) error {
 			}
 			results = append(results, r)
 		}
-		if err := print(out, backend, results); err != nil {
+		if err := show(out, backend, results); err != nil {
 			return err
 		}
 	}
@@ -141,7 +142,7 @@ func median(f func() (time.Duration, error)) (time.Duration, error) {
 	return all[len(all)/2], nil
 }
 
-func print(out io.Writer, backend string, results []result) error {
+func show(out io.Writer, backend string, results []result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "%s, median of %d\trules\tapply, from nothing\tapply, one address\tapply, no change\t\n", backend, rounds)
 	first := results[0]
