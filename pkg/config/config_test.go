@@ -47,6 +47,20 @@ func TestExampleConfig(t *testing.T) {
 	}
 }
 
+func TestExamplePgpool(t *testing.T) {
+	c, err := ParseConfig("/etc/pghardend/pghardend.yaml", readTestFile(t, "../../packaging/examples/pghardend-pgpool.yaml"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers, err := ParsePeers(examplePeers, readTestFile(t, examplePeers))
+	if err := errors.Join(err, Validate(c, peers)); err != nil {
+		t.Error(err)
+	}
+	if s := c.Services[0]; s.Profile != RolePgpool || len(s.Helpers) != 1 || s.DataDir != "" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // What the example shows as an option must be right as well.
 func TestExampleOptions(t *testing.T) {
 	option := regexp.MustCompile(`(?m)^( *)# ( *(?:runtime_dir|state_dir|accept_wide|flows|exporter|ntp|clients|metrics|sysctl|manage|set|leave|` +
