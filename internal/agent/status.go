@@ -31,7 +31,9 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	for _, p := range snap.Problems {
 		s.Reasons = append(s.Reasons, fmt.Sprintf("%s: %s (since %s)", p.What, p.Text, p.Since.Format(time.RFC3339)))
 	}
-	s.Layers = append(s.Layers, netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s))
+	s.Layers = append(s.Layers,
+		netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s),
+		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage))
 	for _, state := range a.serviceStates() {
 		a.addService(ctx, d, state, &s)
 	}
@@ -44,15 +46,20 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	return s
 }
 
-// netfilterLayer: a pass that is long overdue proves nothing any more.
+// overdue says whether the last pass is so long ago that it proves nothing any more.
+func overdue(snap reconcile.Snapshot, interval time.Duration) bool {
+	return time.Since(snap.LastPass) > time.Minute+interval
+}
+
+// netfilterLayer: connections that should have been cut count as well.
 func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend string, s *control.Status) control.Layer {
-	overdue := time.Minute + interval
-	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Enforced()}
-	switch age := time.Since(snap.LastPass); {
+	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Right("firewall", "connections")}
+	age := time.Since(snap.LastPass)
+	switch {
 	case snap.Passes == 0:
 		l.Detail = "no pass yet"
 		s.Reasons = append(s.Reasons, "netfilter: the first pass has not ended yet")
-	case age > overdue:
+	case overdue(snap, interval):
 		l.Enforced = false
 		l.Detail = fmt.Sprintf("last compared with the kernel %s ago", age.Round(time.Second))
 		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; if it lasts, restart the daemon (services go on)")
@@ -60,6 +67,24 @@ func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend str
 		l.Detail = fmt.Sprintf("rules and sets equal the plan, read back %d ms ago (%s)", age.Milliseconds(), backend)
 	default:
 		l.Detail = "not known to equal the plan, see the reasons"
+	}
+	return l
+}
+
+// sysctlLayer is looked at in the same passes, and netfilterLayer says if there
+// was none.
+func sysctlLayer(snap reconcile.Snapshot, interval time.Duration, managed bool) control.Layer {
+	l := control.Layer{Name: "sysctl", Subject: "node", Configured: managed}
+	switch {
+	case !managed:
+		l.Detail = "left to others (sysctl.manage: false)"
+	case snap.Passes == 0:
+		l.Detail = "no pass yet"
+	case overdue(snap, interval) || !snap.Right("sysctl"):
+		l.Detail = "not known to be as desired, see the reasons"
+	default:
+		l.Enforced = true
+		l.Detail = fmt.Sprintf("network settings are as desired, read back %d ms ago", time.Since(snap.LastPass).Milliseconds())
 	}
 	return l
 }

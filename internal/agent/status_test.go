@@ -31,6 +31,8 @@ func TestNetfilterLayer(t *testing.T) {
 		{"clean", reconcile.Snapshot{Passes: 1, LastPass: now}, time.Second, true, "read back", 0},
 		{"bad input", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: badInput}, time.Second, true, "read back", 0},
 		{"broken", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: broken}, time.Second, false, "not known to equal the plan", 0},
+		{"only a sysctl is wrong", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "sysctl"}}}, time.Second, true, "read back", 0},
+		{"a connection could not be cut", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "connections"}}}, time.Second, false, "see the reasons", 0},
 		{"the loop hangs", reconcile.Snapshot{Passes: 1, LastPass: now.Add(-2 * time.Minute)}, time.Second, false, "2m0s ago", 1},
 		{"the interval is long", reconcile.Snapshot{Passes: 1, LastPass: now.Add(-70 * time.Second)}, time.Minute, true, "read back", 0},
 	} {
@@ -41,6 +43,29 @@ func TestNetfilterLayer(t *testing.T) {
 				t.Errorf("layer %+v, reasons %q", l, s.Reasons)
 			}
 		})
+	}
+}
+
+func TestSysctlLayer(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name     string
+		snap     reconcile.Snapshot
+		managed  bool
+		enforced bool
+		detail   string
+	}{
+		{"before the first pass", reconcile.Snapshot{}, true, false, "no pass yet"},
+		{"clean", reconcile.Snapshot{Passes: 1, LastPass: now}, true, true, "read back"},
+		{"only the rules are wrong", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "firewall"}}}, true, true, "read back"},
+		{"wrong", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "sysctl"}}}, true, false, "see the reasons"},
+		{"the loop hangs", reconcile.Snapshot{Passes: 1, LastPass: now.Add(-2 * time.Minute)}, true, false, "see the reasons"},
+		{"nobody asked", reconcile.Snapshot{Passes: 1, LastPass: now}, false, false, "left to others"},
+	} {
+		l := sysctlLayer(tt.snap, time.Second, tt.managed)
+		if l.Name != "sysctl" || l.Subject != "node" || l.Configured != tt.managed || l.Enforced != tt.enforced || !strings.Contains(l.Detail, tt.detail) {
+			t.Errorf("%s: %+v", tt.name, l)
+		}
 	}
 }
 

@@ -96,3 +96,10 @@ func (s Snapshot) Clean() bool { return s.Passes > 0 && len(s.Problems) == 0 }
 func (s Snapshot) Enforced() bool {
 	return s.Passes > 0 && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.What != problemInput })
 }
+
+// Right says whether the last pass left the named resources as desired.
+func (s Snapshot) Right(resources ...string) bool {
+	return s.Passes > 0 && !slices.ContainsFunc(s.Problems, func(p Problem) bool {
+		return p.What == problemNothing || slices.Contains(resources, p.What)
+	})
+}
