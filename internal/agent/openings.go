@@ -187,6 +187,7 @@ func (o *openings) expire(now time.Time) (changed bool) {
 			changed = true
 		}
 	}
+	o.forget() // not before, since it moves the others
 	return changed
 }
 
@@ -196,11 +197,12 @@ func (o *openings) endOne(i int, now time.Time, by string) {
 	o.changes++
 	x := o.list[i]
 	o.log.Info("opening closed", "id", x.ID, "from", x.From.String(), "proto", x.Proto, "port", x.Port, "reason", x.Reason, "by", by)
-	o.forget()
 }
 
-// forget drops the oldest of those that ended, beyond maxHistory.
+// forget drops the oldest of those that ended, beyond maxHistory. Readers keep
+// their list.
 func (o *openings) forget() {
+	o.list = slices.Clone(o.list)
 	ended := 0
 	for i := len(o.list) - 1; i >= 0; i-- {
 		if o.list[i].Ended.IsZero() {
@@ -317,8 +319,9 @@ func (o *openings) end(ctx context.Context, id, by string) (control.Opening, err
 	}
 	was := o.list[i].Until
 	o.endOne(i, now, by)
+	ended := o.list[i]
+	o.forget()
 	o.saveErr = o.save(ctx)
-	ended := o.list[slices.IndexFunc(o.list, func(x control.Opening) bool { return x.ID == id })]
 	if o.saveErr != nil {
 		return ended, fmt.Errorf("%s is closed, but a daemon that starts before %s would open it again: %w", id, was.Format(time.RFC3339), o.saveErr)
 	}

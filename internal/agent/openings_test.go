@@ -192,6 +192,28 @@ func TestOpeningsAreFew(t *testing.T) {
 	}
 }
 
+// The history is full when the oldest openings end, two of them at once.
+func TestOpeningsEndWhileTheHistoryIsFull(t *testing.T) {
+	o := testOpenings(t, t.TempDir())
+	oldest, a, b := mustAdd(t, o, "192.0.2.1/32"), mustAdd(t, o, "192.0.2.2/32"), mustAdd(t, o, "192.0.2.3/32")
+	for range maxHistory {
+		if _, err := o.end(t.Context(), mustAdd(t, o, "192.0.2.100/32").ID, "uid 0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stays := mustAdd(t, o, "192.0.2.4/32")
+	o.list[1].Until, o.list[2].Until = time.Now(), time.Now()
+	if open, _, err := o.follow(t.Context()); len(open) != 2 || err != nil {
+		t.Errorf("in force: %+v, %v; %s and %s have ended", open, err, a.ID, b.ID)
+	}
+	if closed, err := o.end(t.Context(), oldest.ID, "uid 0"); err != nil || closed.ID != oldest.ID || closed.EndedBy != "uid 0" {
+		t.Errorf("%+v, %v", closed, err)
+	}
+	if got := ids(t, o); !slices.Equal(got, []string{stays.ID}) {
+		t.Errorf("%q are open, want %q", got, stays.ID)
+	}
+}
+
 // stored is a file with one opening.
 func stored(opened, until time.Time) []byte {
 	data, err := json.Marshal(openingsDoc{Version: 1, Openings: []control.Opening{{
