@@ -75,7 +75,7 @@ func Explain(ctx context.Context, configFile string, q Question) (Explanation, e
 		e.Notes = append(e.Notes, fmt.Sprintf("the openings cannot be read, so none is counted: %v%s", openErr, rootHint(openErr)))
 	}
 	if name := unasked(ctx, d); err == nil && name != "" && e.limited(d.Self.Name) {
-		e.Notes = append(e.Notes, fmt.Sprintf("the limit is that of a server with default settings, since service %s could not be asked; run this as root", name))
+		e.Notes = append(e.Notes, fmt.Sprintf("how many connections a source may have is not said, since service %s could not be asked; run this as root", name))
 	}
 	return e, err
 }
