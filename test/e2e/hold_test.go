@@ -196,10 +196,10 @@ func TestOpeningOfADeadDaemonClosesByItself(t *testing.T) {
 	})
 }
 
-// lockOut is a peer list after which the control plane is somebody else.
+// lockOut is a peer list after which the control plane is smaller and its host no part of it.
 func (s *slice) lockOut() testbed.Peers {
 	p := s.cfg.Peers
-	p.Networks = map[string][]string{"control_plane": {"10.9.0.0/24", "fd00:9::/64"}, "siblings": p.Networks["siblings"]}
+	p.Networks = map[string][]string{"control_plane": {"10.0.0.0/30", "fd00:10::/126"}, "siblings": p.Networks["siblings"]}
 	return p
 }
 
