@@ -5,24 +5,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/pghardend/pghardend/pkg/config"
 )
 
-// pgpoolFile is the configuration file that a pgpool command line names, as
-// getopt(3) has it; "" if it names none by an absolute path.
-func pgpoolFile(command []string) (file string) {
-	for i := 1; i < len(command); i++ {
-		switch arg := command[i]; {
-		case arg == "--":
-			i = len(command)
-		case (arg == "-f" || arg == "--config-file") && i+1 < len(command):
-			i++
-			file = command[i]
-		case strings.HasPrefix(arg, "--config-file="):
-			file = strings.TrimPrefix(arg, "--config-file=")
-		case strings.HasPrefix(arg, "-f") && arg != "-f":
-			file = strings.TrimPrefix(arg, "-f")
-		}
-	}
+// pgpoolFile is the configuration file that a pgpool command line names; "" if
+// it names none by an absolute path.
+func pgpoolFile(command []string) string {
+	file := config.Option(command, "-f", "--config-file")
 	if !filepath.IsAbs(file) {
 		return ""
 	}

@@ -272,34 +272,35 @@ func resourceOf(value any) uint64 {
 // -D must be an absolute path: it is the option of postgres, but a switch
 // without value of pgpool.
 func dataDirOf(command []string) string {
-	if dir := dataDirArgument(command); pathProblem(dir) == "" {
+	if dir := Option(command, "-D", "--pgdata"); pathProblem(dir) == "" {
 		return filepath.Clean(dir)
 	}
 	return ""
 }
 
-// dataDirArgument returns the value of the last -D or --pgdata, as getopt(3) has it.
-func dataDirArgument(command []string) (dir string) {
+// Option returns the value of the last such option on a command line, as
+// getopt(3) has it: short is one letter behind a dash, long a word behind two.
+func Option(command []string, short, long string) (value string) {
 	for i := 1; i < len(command); i++ {
 		switch arg := command[i]; {
 		case arg == "--":
-			return dir
-		case (arg == "-D" || arg == "--pgdata") && i+1 < len(command):
+			return value
+		case (arg == short || arg == long) && i+1 < len(command):
 			i++
-			dir = command[i]
-		case strings.HasPrefix(arg, "--pgdata="):
-			dir = strings.TrimPrefix(arg, "--pgdata=")
-		case strings.HasPrefix(arg, "-D") && arg != "-D":
-			dir = strings.TrimPrefix(arg, "-D")
+			value = command[i]
+		case strings.HasPrefix(arg, long+"="):
+			value = strings.TrimPrefix(arg, long+"=")
+		case strings.HasPrefix(arg, short) && arg != short:
+			value = strings.TrimPrefix(arg, short)
 		}
 	}
-	return dir
+	return value
 }
 
 // dataDir checks what data_dir and the command say together, and that no two
 // services write to one directory.
 func (r *configReader) dataDir(key string, command []string, dataDir string) {
-	argument := dataDirArgument(command)
+	argument := Option(command, "-D", "--pgdata")
 	if argument != "" && isPostgres(command) {
 		if problem := pathProblem(argument); problem != "" {
 			r.report(key+".command", "the data directory "+problem, "write an absolute path after -D")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -89,21 +88,10 @@ func measure(ctx context.Context, h *testbed.Host, backend string, n int) (resul
 
 // peers is an instance whose applications come from n addresses, half of them IPv6.
 func peers(h *testbed.Host, n int) testbed.Peers {
-	v4, v6 := netip.MustParseAddr("10.50.0.1"), netip.MustParseAddr("fd00:50::1")
-	var applications []string
-	for i := range n {
-		if i%2 == 0 {
-			applications = append(applications, v4.String()+"/32")
-			v4 = v4.Next()
-		} else {
-			applications = append(applications, v6.String()+"/128")
-			v6 = v6.Next()
-		}
-	}
 	return testbed.Peers{
 		Instance: "orders-prod",
 		Nodes:    []testbed.Peer{testbed.PeerOf(h, "pgpool")},
-		Networks: map[string][]string{"control_plane": {"10.0.0.0/24", "fd00:10::/64"}, "applications": applications},
+		Networks: map[string][]string{"control_plane": {"10.0.0.0/24", "fd00:10::/64"}, "applications": testbed.ManyPrefixes(n)},
 	}
 }
 
