@@ -20,6 +20,7 @@ const (
 	DefaultStateDir     = "/var/lib/pghardend"
 	defaultBackend      = "auto"
 	defaultInterval     = time.Second
+	defaultFull         = 30 * time.Second
 	defaultStartTimeout = time.Minute
 	defaultStopTimeout  = time.Minute
 )
@@ -38,6 +39,7 @@ type Config struct {
 	Flows      map[string]FlowOverride // by row; may be nil
 	Sysctl     Sysctl
 	Reconcile  Reconcile
+	Metrics    Metrics
 	Services   []Service // sorted by name; may be empty
 
 	lines lineIndex
@@ -58,7 +60,8 @@ const (
 
 // Reconcile says how often the kernel is compared with what is wanted.
 type Reconcile struct {
-	Interval time.Duration // 100ms to 60s; default 1s
+	Interval time.Duration // of the cheap looks; 100ms to 60s; default 1s
+	Full     time.Duration // of those that read everything; 1s to 10m; default 30s
 }
 
 // Service is one confined process tree.
@@ -122,6 +125,8 @@ type configReader struct {
 const (
 	minInterval = 100 * time.Millisecond
 	maxInterval = time.Minute
+	minFull     = time.Second
+	maxFull     = 10 * time.Minute
 )
 
 func (r *configReader) file(root *yaml.Node) {
@@ -134,11 +139,8 @@ func (r *configReader) file(root *yaml.Node) {
 		{"firewall", false, "", r.firewall},
 		{"flows", false, "", r.flows},
 		{"sysctl", false, "", r.sysctl},
-		{"reconcile", false, "", func(key string, n *yaml.Node) {
-			r.mapping(key, n, []field{{"interval", false, "interval: 1s", func(key string, n *yaml.Node) {
-				r.duration(key, n, minInterval, maxInterval, "1s")
-			}}})
-		}},
+		{"reconcile", false, "", r.reconcile},
+		{"metrics", false, "", r.metrics},
 		{"services", false, "", r.services},
 	})
 }
@@ -167,6 +169,13 @@ func (r *configReader) firewall(key string, n *yaml.Node) {
 		{"backend", false, "backend: auto", func(key string, n *yaml.Node) { r.oneOf(key, n, []string{defaultBackend, "nft", "legacy"}) }},
 		{"scope", false, "", func(key string, n *yaml.Node) { r.oneOf(key, n, []string{ScopeHost, ScopeSiblings}) }},
 		{"accept_wide", false, "", func(key string, n *yaml.Node) { r.unique(key, n, "applications", r.wideNetwork) }},
+	})
+}
+
+func (r *configReader) reconcile(key string, n *yaml.Node) {
+	r.mapping(key, n, []field{
+		{"interval", false, "interval: 1s", func(key string, n *yaml.Node) { r.duration(key, n, minInterval, maxInterval, "1s") }},
+		{"full", false, "", func(key string, n *yaml.Node) { r.duration(key, n, minFull, maxFull, "30s") }},
 	})
 }
 
@@ -248,6 +257,7 @@ type rawConfig struct {
 	Flows      map[string]FlowOverride `mapstructure:"flows"`
 	Sysctl     Sysctl                  `mapstructure:"sysctl"`
 	Reconcile  Reconcile               `mapstructure:"reconcile"`
+	Metrics    Metrics                 `mapstructure:"metrics"`
 	Services   map[string]rawService   `mapstructure:"services"`
 }
 
@@ -279,6 +289,7 @@ func decodeConfig(data []byte) (rawConfig, error) {
 	v.SetDefault("firewall.scope", ScopeHost)
 	v.SetDefault("sysctl.manage", true)
 	v.SetDefault("reconcile.interval", defaultInterval)
+	v.SetDefault("reconcile.full", defaultFull)
 	var raw rawConfig
 	if err := v.ReadConfig(bytes.NewReader(data)); err != nil {
 		return raw, err
@@ -292,7 +303,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 	c := Config{
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
-		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile,
+		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics,
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)

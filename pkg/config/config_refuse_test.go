@@ -51,18 +51,18 @@ func TestConfigFileRefused(t *testing.T) {
 		{"unknown key in upper case", top + "NODE: pg-1\n",
 			"pghardend.yaml:3: NODE: unknown key; did you mean node?"},
 		{"unknown dotted key", top + "firewall.backend: nft\n",
-			"pghardend.yaml:3: \"firewall.backend\": unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services"},
+			"pghardend.yaml:3: \"firewall.backend\": unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, services"},
 		{"duplicate key", top + "node: pg-1\n",
 			"pghardend.yaml:3: node: the key is here twice, first on line 2; remove one of the two"},
 		{"alias bomb", top + "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
 			"pghardend.yaml:3: YAML anchors (&a) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:3: a: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services\n" +
+				"pghardend.yaml:3: a: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, services\n" +
 				"pghardend.yaml:4: YAML anchors (&b) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:4: YAML aliases (*a) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:4: b: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services\n" +
+				"pghardend.yaml:4: b: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, services\n" +
 				"pghardend.yaml:5: YAML anchors (&c) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:5: YAML aliases (*b) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:5: c: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, services"},
+				"pghardend.yaml:5: c: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, services"},
 		{"merge key", top + "firewall: &f {scope: host}\nreconcile:\n  <<: *f\n",
 			"pghardend.yaml:3: YAML anchors (&f) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:5: YAML merge keys (<<) are not supported here; write the value out in full\n" +
@@ -117,6 +117,18 @@ func TestConfigFileRefused(t *testing.T) {
 			"pghardend.yaml:3: reconcile.interval: \"-1s\" is out of range; write a duration from 100ms to 1m"},
 		{"interval: nothing", top + "reconcile: {interval: }\n",
 			"pghardend.yaml:3: reconcile.interval: has no value; write text such as `1s`"},
+		{"full: too short", top + "reconcile: {full: 500ms}\n",
+			"pghardend.yaml:3: reconcile.full: \"500ms\" is out of range; write a duration from 1s to 10m"},
+		{"full: too long", top + "reconcile: {full: 11m}\n",
+			"pghardend.yaml:3: reconcile.full: \"11m\" is out of range; write a duration from 1s to 10m"},
+		{"full: no unit", top + "reconcile: {full: 30}\n",
+			"pghardend.yaml:3: reconcile.full: 30 has no unit; write a number with a unit (ms, s, m, h) such as 30s"},
+		{"metrics: text", top + "metrics: on\n",
+			"pghardend.yaml:3: metrics: is text (\"on\"), not a mapping; write a mapping such as `listen: 127.0.0.1:9188`"},
+		{"metrics: unknown key", top + "metrics: {lisen: x}\n",
+			"pghardend.yaml:3: metrics.lisen: unknown key; did you mean listen?"},
+		{"metrics.listen: nothing", top + "metrics: {listen: }\n",
+			"pghardend.yaml:3: metrics.listen: has no value; write text such as `127.0.0.1:9188`"},
 		{"services: list", top + "services: []\n",
 			"pghardend.yaml:3: services: is a list, not a mapping; write a mapping such as `postgres: {profile: postgres, …}`"},
 	}

@@ -24,7 +24,7 @@ func TestExampleConfig(t *testing.T) {
 	want := Config{
 		File: file, Node: "pg-0", PeersFile: "/etc/pghardend/peers.yaml",
 		RuntimeDir: "/run/pghardend", StateDir: "/var/lib/pghardend",
-		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{Interval: time.Second},
+		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{Interval: time.Second, Full: 30 * time.Second},
 		Services: []Service{{
 			Name: "postgres", Profile: "postgres", User: "postgres", Groups: []string{"ssl-cert"},
 			Command: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main",
@@ -63,7 +63,7 @@ func TestExamplePgpool(t *testing.T) {
 
 // What the example shows as an option must be right as well.
 func TestExampleOptions(t *testing.T) {
-	option := regexp.MustCompile(`(?m)^( *)# ( *(?:runtime_dir|state_dir|accept_wide|flows|exporter|ntp|clients|metrics|sysctl|manage|set|leave|` +
+	option := regexp.MustCompile(`(?m)^( *)# ( *(?:runtime_dir|state_dir|accept_wide|flows|exporter|ntp|clients|metrics|listen|sysctl|manage|set|leave|` +
 		`memlock|nproc|helpers|capabilities|max_connections):(?:$| [/\[{0-9]| true| unlimited))`)
 	text := option.ReplaceAllString(string(readTestFile(t, exampleConfig)), "$1$2")
 	c, err := ParseConfig("/etc/pghardend/pghardend.yaml", []byte(text), "")
@@ -71,7 +71,7 @@ func TestExampleOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := c.Services[0]
-	if len(c.Flows) != 4 || len(c.Sysctl.Set) != 1 || len(c.Sysctl.Leave) != 1 || len(c.Firewall.AcceptWide) != 1 || len(s.Helpers) != 1 || s.MaxConnections != 100 || len(s.Limits) != 4 {
+	if len(c.Flows) != 4 || len(c.Sysctl.Set) != 1 || len(c.Sysctl.Leave) != 1 || len(c.Firewall.AcceptWide) != 1 || len(s.Helpers) != 1 || c.Metrics.Listen == "" || s.MaxConnections != 100 || len(s.Limits) != 4 {
 		t.Errorf("an option is not there: %+v", c)
 	}
 	peers, err := ParsePeers(examplePeers, readTestFile(t, examplePeers))
@@ -86,7 +86,7 @@ func TestConfigDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{File: "/etc/p/c.yaml", Node: "pg-0", PeersFile: "/etc/p/peers.yaml", RuntimeDir: "/run/pghardend",
-		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{time.Second}}
+		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{time.Second, 30 * time.Second}}
 	if diff := cmp.Diff(want, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -98,7 +98,8 @@ peers_file: /srv/Peers.List.yaml
 runtime_dir: /tmp/Run.d/
 state_dir: /tmp//state
 firewall: {backend: legacy}
-reconcile: {interval: 1.5s}
+reconcile: {interval: 1.5s, full: 5m}
+metrics: {listen: "[::1]:9188"}
 services:
   z-last:
     profile: pgpool
@@ -142,7 +143,8 @@ func TestConfigValues(t *testing.T) {
 	}
 	got.Services = nil
 	rest := Config{File: "/etc/pghardend/pghardend.yaml", Node: "pg-1", PeersFile: "/srv/Peers.List.yaml", RuntimeDir: "/tmp/Run.d",
-		StateDir: "/tmp/state", Firewall: Firewall{Backend: "legacy", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{1500 * time.Millisecond}}
+		StateDir: "/tmp/state", Firewall: Firewall{Backend: "legacy", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{1500 * time.Millisecond, 5 * time.Minute},
+		Metrics: Metrics{Listen: "[::1]:9188"}}
 	if diff := cmp.Diff(rest, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -194,13 +196,13 @@ func TestConfigWhere(t *testing.T) {
 		"version":                              "/etc/pghardend/pghardend.yaml:1",
 		"firewall.backend":                     "/etc/pghardend/pghardend.yaml:6",
 		"firewall.scope":                       "/etc/pghardend/pghardend.yaml:6",
-		"services":                             "/etc/pghardend/pghardend.yaml:8",
-		"services.z-last":                      "/etc/pghardend/pghardend.yaml:9",
-		"services.z-last.command[3]":           "/etc/pghardend/pghardend.yaml:13",
-		"services.z-last.limits":               "/etc/pghardend/pghardend.yaml:16",
-		"services.z-last.limits.nofile.soft":   "/etc/pghardend/pghardend.yaml:21",
-		"services.a-first.stop_timeout":        "/etc/pghardend/pghardend.yaml:25",
-		"services.a-first.limits.nofile[7].xy": "/etc/pghardend/pghardend.yaml:25",
+		"services":                             "/etc/pghardend/pghardend.yaml:9",
+		"services.z-last":                      "/etc/pghardend/pghardend.yaml:10",
+		"services.z-last.command[3]":           "/etc/pghardend/pghardend.yaml:14",
+		"services.z-last.limits":               "/etc/pghardend/pghardend.yaml:17",
+		"services.z-last.limits.nofile.soft":   "/etc/pghardend/pghardend.yaml:22",
+		"services.a-first.stop_timeout":        "/etc/pghardend/pghardend.yaml:26",
+		"services.a-first.limits.nofile[7].xy": "/etc/pghardend/pghardend.yaml:26",
 		"nowhere":                              "/etc/pghardend/pghardend.yaml:1",
 		"":                                     "/etc/pghardend/pghardend.yaml:1",
 	} {

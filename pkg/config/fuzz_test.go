@@ -74,7 +74,8 @@ func FuzzParseConfig(f *testing.F) {
 	for _, s := range []string{top, serviceYAML, withKey("limits: {nofile: {soft: 1, hard: unlimited}, as: 9223372036854775808}"), withKey("environment: [A=b]"),
 		withKey("oom_score_adj: -1"), withKey("stop_timeout: 1.5m"), withKey("groups: [1, a]"), "version: 1\nnode: &a b\n", "version: 1\nfirewall: {<<: {}}\n",
 		top + flowsYAML, top + "flows: {exporter: {enabled: TRUE}, ntp: {}}\n", top + "firewall: {scope: siblings, accept_wide: [applications]}\n",
-		top + "sysctl: {manage: false, set: [net.ipv4.tcp_rfc1337=1], leave: [net.ipv6.*]}\n", withKey("max_connections: 262143"), withKey("helpers: [/a//b, /c]")} {
+		top + "sysctl: {manage: false, set: [net.ipv4.tcp_rfc1337=1], leave: [net.ipv6.*]}\n", withKey("max_connections: 262143"), withKey("helpers: [/a//b, /c]"),
+		top + "reconcile: {interval: 60s, full: 1s}\nmetrics: {listen: \"[::1]:1024\"}\n"} {
 		f.Add([]byte(s), "host.example.com")
 	}
 	f.Fuzz(func(t *testing.T, data []byte, hostname string) {
@@ -94,8 +95,14 @@ func checkConfig(t *testing.T, c Config) {
 		t.Errorf("configuration %+v", c)
 	}
 	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Firewall.Backend) || !slices.Contains([]string{ScopeHost, ScopeSiblings}, c.Firewall.Scope) ||
-		c.Reconcile.Interval < minInterval || c.Reconcile.Interval > maxInterval {
+		c.Reconcile.Interval < minInterval || c.Reconcile.Interval > maxInterval || c.Reconcile.Full < minFull || c.Reconcile.Full > maxFull {
 		t.Errorf("firewall %+v, reconcile %+v", c.Firewall, c.Reconcile)
+	}
+	if l := c.Metrics.Listen; l != "" {
+		addr, err := netip.ParseAddrPort(l)
+		if err != nil || !addr.Addr().IsLoopback() || addr.Port() < minMetricsPort || addr.String() != l && addr.Addr().Is4() {
+			t.Errorf("metrics are served on %q: %v", l, err)
+		}
 	}
 	checkFlows(t, c)
 	for i, s := range c.Services {

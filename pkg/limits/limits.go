@@ -8,7 +8,8 @@
 // [Set.ApplySelf] changes the calling process and is for the launch stage, just
 // before execve. [Read] asks the kernel what a live process has, so that the
 // effect of ApplySelf is proved on the process that came out of execve and not
-// on the one that went in.
+// on the one that went in. [Repair] and [SetOOMScore] put back what a live process
+// has lost; [Match] is the cheap question whether they have to.
 //
 // # Design
 //
