@@ -29,7 +29,7 @@ func TestApplyFromNothing(t *testing.T) {
 	k.calls = nil
 	settle(t, f, rs)
 	for _, c := range k.calls {
-		if strings.Contains(c, "restore") || strings.Contains(c, "destroy") {
+		if strings.Contains(c, "restore") || strings.Contains(c, "edit") || strings.Contains(c, "destroy") {
 			t.Errorf("with nothing to do there was a call of %s", c)
 		}
 	}
@@ -225,7 +225,7 @@ func TestF11_Ip6tablesMissing(t *testing.T) {
 // F11: a command that answers with an error is not a namespace without rules.
 func TestF11_SaveFails(t *testing.T) {
 	rs := render(t, "postgres")
-	for _, call := range []string{"save ipv4", "save ipv6", "save ipv6 raw", "ipset save"} {
+	for _, call := range []string{"save ipv4", "save ipv6", "save ipv6 raw", "sets"} {
 		k := newFakeKernel()
 		f := k.firewall()
 		settle(t, f, rs)
@@ -245,7 +245,7 @@ func TestF11_IpsetMissing(t *testing.T) {
 	f := k.firewall()
 	rs := render(t, "postgres")
 	settle(t, f, rs)
-	f.noIpset = errors.New("ipset is not installed")
+	f.sets = commandSets{missing: errors.New("ipset is not installed")}
 	k.tables[IPv6][ChainOut] = nil
 	got, err := f.Observe(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "cannot observe the sets: ipset is not installed") {
@@ -272,7 +272,12 @@ func TestF15b_IpsetFails(t *testing.T) {
 				s.members = []string{"10.66.0.1"}
 			}
 			k.tables[IPv4][ChainIn] = nil
-			k.fail = on("ipset restore pgh4.pgpool", lines)
+			k.fail = func(call string) (int, error) {
+				if call == "edit pgh4-pgpool" { // in place
+					return min(lines, 2), errFake
+				}
+				return on("edit pgh4.pgpool", lines)(call)
+			}
 			got, err := f.Observe(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -293,6 +298,23 @@ func TestF15b_IpsetFails(t *testing.T) {
 			k.fail = nil
 			settle(t, f, rs)
 		})
+	}
+}
+
+// What cannot be changed in place, since the set is full or has changed
+// meanwhile, is replaced as a whole.
+func TestF15b_InPlaceFails(t *testing.T) {
+	rs := render(t, "postgres")
+	for lines := range 3 {
+		k := newFakeKernel()
+		f := k.firewall()
+		settle(t, f, rs)
+		k.sets["pgh4-pgpool"].members = []string{"10.66.0.1"}
+		k.calls, k.fail = nil, on("edit pgh4-pgpool", lines)
+		settle(t, f, rs)
+		if !slices.Contains(k.calls, "edit pgh4.pgpool") {
+			t.Errorf("%d lines done: not replaced: %q", lines, k.calls)
+		}
 	}
 }
 
@@ -353,5 +375,74 @@ func TestApplyIsNotCutInHalf(t *testing.T) {
 	checkSettled(t, f, rs)
 	if err := f.Apply(ctx, Diff(rs, nothing())); !errors.Is(err, context.Canceled) {
 		t.Errorf("a plan began after the end: %v", err)
+	}
+}
+
+// orderly is the fake with a note of when each command begins and when it is
+// waited for.
+type orderly struct {
+	*fakeKernel
+	events *[]string
+}
+
+func (o orderly) start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error) {
+	*o.events = append(*o.events, "start")
+	wait := o.fakeKernel.start(ctx, stdin, path, args...)
+	return func() ([]byte, error) {
+		*o.events = append(*o.events, "wait")
+		return wait()
+	}
+}
+
+// Commands run side by side, save for writers of the legacy backend, which has
+// one lock for all.
+func TestCommandsRunSideBySide(t *testing.T) {
+	together := []string{"start", "start", "start", "wait", "wait", "wait"}
+	for backend, restores := range map[string][]string{
+		BackendNFT:    together,
+		BackendLegacy: {"start", "wait", "start", "wait", "start", "wait"},
+	} {
+		var events []string
+		k := newFakeKernel()
+		f := k.firewall()
+		f.backend, f.run = backend, orderly{k, &events}
+		got, err := f.Observe(t.Context())
+		if err != nil || !slices.Equal(events, together) {
+			t.Errorf("%s: reading: %q, %v", backend, events, err)
+		}
+		events = nil
+		if err := f.Apply(t.Context(), Diff(render(t, "postgres"), got)); err != nil || !slices.Equal(events, restores) {
+			t.Errorf("%s: writing: %q, %v", backend, events, err)
+		}
+	}
+}
+
+// Rules that change while they are read are of no generation.
+func TestObservedGeneration(t *testing.T) {
+	for name, tc := range map[string]struct {
+		says []uint32 // one answer after the other, 0 for an error
+		want uint32
+	}{
+		"quiet":            {[]uint32{7, 7}, 7},
+		"changed":          {[]uint32{7, 8}, 0},
+		"unknown before":   {[]uint32{0, 7}, 0},
+		"unknown after":    {[]uint32{7, 0}, 0},
+		"not to be had":    {[]uint32{0, 0}, 0},
+		"legacy, no means": {nil, 0},
+	} {
+		f := newFakeKernel().firewall()
+		if tc.says != nil {
+			f.generation = func() (uint32, error) {
+				g := tc.says[0]
+				tc.says = tc.says[1:]
+				if g == 0 {
+					return 9, errFake
+				}
+				return g, nil
+			}
+		}
+		if got, err := f.Observe(t.Context()); err != nil || got.Generation != tc.want {
+			t.Errorf("%s: generation %d, %v; want %d", name, got.Generation, err, tc.want)
+		}
 	}
 }

@@ -29,10 +29,11 @@ type Plan struct {
 	// Foreign lists foreign rules that were above our jump and could accept.
 	Foreign []string
 
-	detach   [3]string // takes a table's rules off the sets while one of the wrong type is replaced
-	sets     []setEdit // creates, fills and swaps sets
-	rules    [3]string // iptables-restore input per table
-	dropSets []string  // sets to destroy once no rule names them
+	detach   [3]string       // takes a table's rules off the sets while one of the wrong type is replaced
+	sets     []setEdit       // creates, fills and swaps sets
+	rules    [3]string       // iptables-restore input per table
+	handles  [3][]ruleHandle // per table, what the restore cannot delete
+	dropSets []string        // sets to destroy once no rule names them
 }
 
 // Empty says whether there is nothing to do.
@@ -91,7 +92,7 @@ func (p *Plan) diffTable(id TableID, want Table, got ObservedTable, rewrite bool
 	}
 	jumpsLeft := p.diffJumps(want.Jumps, got, &tx)
 	p.diffStaleChains(want.Chains, got, jumpsLeft, &tx)
-	p.rules[id] = tx.text()
+	p.rules[id], p.handles[id] = tx.text(), tx.handles
 	if rewrite {
 		p.detach[id] = detachText(id, want, got)
 	}
@@ -147,7 +148,7 @@ func (p *Plan) diffJump(base string, want *Rule, got ObservedTable, tx *transact
 		return
 	}
 	for _, r := range ours {
-		tx.delete(base, r)
+		tx.delete(base, r, want != nil)
 	}
 	if want != nil {
 		lines = append(lines, "+ -I "+base+" 1 "+want.String())

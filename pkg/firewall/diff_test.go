@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // edit changes the first rule of a chain that contains a text.
@@ -351,6 +352,27 @@ func TestF15b_SetEdits(t *testing.T) {
 	}
 	if !slices.Equal(p.dropSets, []string{"pgh6.pgpool"}) || len(p.sets) != 4 {
 		t.Errorf("drop %q, edits %v", p.dropSets, p.sets)
+	}
+}
+
+// A member that is there with another time, or as an exception, is the same
+// entry to the kernel: it is added over, and must not be deleted after that.
+func TestF15b_InPlaceKeepsWhatItChanges(t *testing.T) {
+	rs, _ := openingsOf(t, hole("203.0.113.7/32", ProtoTCP, 22, time.Hour))
+	got := asObserved(rs)
+	got.At = noon
+	got.Sets["pgh4-pgpool"] = set(typeNet, "inet", "10.20.1.20/32 nomatch", "10.20.1.21/32", "10.20.1.22/32")
+	open := got.Sets["pgh4-open"]
+	open.Members = []string{"203.0.113.7/32,tcp:22 timeout 7200", "203.0.113.8/32,tcp:22 timeout 7200"}
+	got.Sets["pgh4-open"] = open
+	var text string
+	for _, e := range Diff(rs, got).sets {
+		text += restoreText(e.write(noon.Add(time.Minute)))
+	}
+	want := "add pgh4-pgpool 10.20.1.20/32 -exist\ndel pgh4-pgpool 10.20.1.22/32 -exist\n" +
+		"add pgh4-open 203.0.113.7/32,tcp:22 timeout 3540 -exist\ndel pgh4-open 203.0.113.8/32,tcp:22 timeout 7200 -exist\n"
+	if text != want {
+		t.Errorf("got\n%swant\n%s", text, want)
 	}
 }
 

@@ -9,21 +9,15 @@ import (
 	"time"
 )
 
-// setEdit brings one set to what it should be. Each is an ipset restore of its
-// own: ipset stops at the first line that fails, and a set that cannot be
-// repaired must not keep the others from it.
+// setEdit brings one set to what it should be. Each is carried out on its own: a
+// set that cannot be repaired must not keep the others from it. What is to be
+// done is asked for at that time: openings get what is left of theirs.
 type setEdit struct {
 	name  string
 	alien bool // what the kernel has by this name is of another type, and none of ours
-	write func(b *strings.Builder, now time.Time)
-}
-
-// text is the ipset restore input, which gives openings what is left of their
-// time now, not when the sets were read.
-func (e setEdit) text(now time.Time) string {
-	var b strings.Builder
-	e.write(&b, now)
-	return b.String()
+	write func(now time.Time) []setOp
+	// instead is what to do if write fails, nil if there is nothing.
+	instead func(now time.Time) []setOp
 }
 
 // diffSets fills the set part of the plan and says in which families rules must
@@ -40,17 +34,20 @@ func (p *Plan) diffSets(want Ruleset, got Observed) (detach [2]bool) {
 		edit := setEdit{name: set.Name}
 		switch {
 		case !exists:
-			edit.write = func(b *strings.Builder, now time.Time) { set.create(b, set.Name, now) }
+			edit.write = func(now time.Time) []setOp { return set.create(set.Name, now) }
 		case have.wrongType(set):
 			detach[set.Family] = true
 			edit.alien = true
-			edit.write = func(b *strings.Builder, now time.Time) {
-				fmt.Fprintf(b, "destroy %s\n", set.Name)
-				set.create(b, set.Name, now)
+			edit.write = func(now time.Time) []setOp {
+				return append([]setOp{{verb: verbDestroy, set: set.Name}}, set.create(set.Name, now)...)
 			}
 		default:
 			scratch := freeScratch(set.Name, got)
-			edit.write = func(b *strings.Builder, now time.Time) { set.replace(b, scratch, now) }
+			edit.write = func(now time.Time) []setOp { return set.replace(scratch, now) }
+			if adds, dels, ok := set.fewChanges(have, got.At); ok {
+				edit.instead = edit.write // the set may be full, or have changed since
+				edit.write = func(now time.Time) []setOp { return set.inPlace(adds, dels, now) }
+			}
 		}
 		p.sets = append(p.sets, edit)
 	}
@@ -132,22 +129,50 @@ func (s Set) memberNames(now time.Time) []string {
 	return names
 }
 
-func (s Set) create(b *strings.Builder, name string, now time.Time) {
-	fmt.Fprintf(b, "create %s %s family %s maxelem %d", name, s.setType(), inet(s.Family), setMaxEntries)
-	for _, word := range s.options() {
-		b.WriteString(" " + word)
+// maxInPlace is up to how many members are changed one by one. More are changed
+// all at once, by a swap: from the first to the last, and after a failure, the
+// set would be neither the old nor the new one.
+const maxInPlace = 64
+
+// fewChanges are the members to add and those to delete, if the set can be
+// brought to what it should be that way.
+func (s Set) fewChanges(have ObservedSet, now time.Time) (adds, dels []setMember, ok bool) {
+	if !slices.Equal(have.Options, s.options()) {
+		return nil, nil, false
 	}
-	b.WriteString("\n")
-	for _, m := range s.memberNames(now) {
-		fmt.Fprintf(b, "add %s %s\n", name, m)
+	lines := diffMembers(have.Members, alignTimes(have.Members, s.memberNames(now)))
+	if len(lines) > maxInPlace {
+		return nil, nil, false
 	}
+	slices.Sort(lines) // what comes ('+') before what goes ('-')
+	for _, line := range lines {
+		m, ok := parseMember(line[2:], s)
+		switch {
+		case !ok:
+			return nil, nil, false
+		case line[0] == '+':
+			adds = append(adds, m)
+		case !slices.ContainsFunc(adds, m.sameEntry): // else it is changed: another time, or no longer an exception
+			dels = append(dels, m)
+		}
+	}
+	return adds, dels, true
 }
 
-// replace swaps in a freshly filled set, so that the old members count until
-// the very moment when the new ones do. Members with a time get what is left of it.
-func (s Set) replace(b *strings.Builder, scratch string, now time.Time) {
-	s.create(b, scratch, now)
-	fmt.Fprintf(b, "swap %s %s\ndestroy %s\n", scratch, s.Name, scratch)
+// inPlace adds first: for a moment somebody may be in who is about to go, but
+// nobody is out who belongs in.
+func (s Set) inPlace(adds, dels []setMember, now time.Time) []setOp {
+	if s.Timed {
+		adds = slices.DeleteFunc(s.members(now), func(m setMember) bool { return !slices.ContainsFunc(adds, m.sameEntry) })
+	}
+	var ops []setOp
+	if len(adds) > 0 {
+		ops = append(ops, setOp{verb: verbAdd, set: s.Name, like: s, members: adds, exist: true})
+	}
+	if len(dels) > 0 {
+		ops = append(ops, setOp{verb: verbDel, set: s.Name, like: s, members: dels, exist: true})
+	}
+	return ops
 }
 
 // timeTolerance is by how many seconds the kernel's time for an opening may

@@ -12,15 +12,17 @@
 //	ParseSets   ipset save output     → map[string]ObservedSet
 //	Diff        Ruleset, Observed     → Plan
 //
-// The other half talks to the kernel through iptables, ip6tables and ipset:
-// Open, (*Firewall).Observe, (*Firewall).Apply and Teardown.
+// The other half talks to the kernel, through iptables and ip6tables for rules
+// and by netlink for sets: Open, (*Firewall).Observe, (*Firewall).Apply and
+// Teardown. (*Firewall).SetsPeek tells cheaply whether a set has changed.
 //
 // # Design
 //
 // Rules are the policy, sets are the people. A rule names a role or a network;
 // its addresses live in an ipset of type hash:net, one per family (pgh4-NAME,
-// pgh6-NAME). The rule list is a function of role and flows alone, and a change
-// of membership is one atomic set swap.
+// pgh6-NAME). The rule list is a function of role and flows alone. A change of
+// many members is one atomic set swap; a few are changed in place, those who
+// come before those who go.
 //
 // Five chains of the filter table are ours (PGHARDEND-IN, -OUT, -FWD, -ICMP,
 // -META) together with one jump at the top of INPUT, OUTPUT and FORWARD, and one
@@ -55,16 +57,21 @@
 // time, or with another than what is left of the opening, is drift.
 //
 // The kernel is the truth: Diff compares whole normalised rules and whole set
-// contents with what iptables-save and ipset save print, never with memory or
-// with a comment's hash. iptables-save is read instead of go-iptables' List
-// since it is one snapshot of the table; go-iptables probes the tools. ipset's
-// text is read instead of its netlink dump since the netlink library drops
-// entry flags, and a member marked "nomatch" is drift like any other. Both
-// texts hold foreign names and comments, which may look like anything: they are
-// read as the tools write them and not as a shell would, and shown escaped.
+// contents with what iptables-save and the sets' netlink dumps say, never with
+// memory or with a comment's hash. iptables-save is read instead of go-iptables'
+// List since it is one snapshot of the table; go-iptables probes the tools. Sets
+// are read and written by netlink, without a library since that drops entry
+// flags, and a member marked "nomatch" is drift like any other; where the kernel
+// does not let us, the command ipset does the same. Commands' texts and dumps hold
+// foreign names and comments, which may look like anything: they are read as the
+// tools write them and not as a shell would, and shown escaped.
 //
-// A Plan is applied in three steps: sets are created and swapped, each table
-// gets one iptables-restore --noflush transaction, stale sets are destroyed.
+// Commands that do not depend on each other run side by side, but are started one
+// after the other by the calling thread: its network namespace is theirs. Sockets
+// are opened by it as well.
+//
+// A Plan is applied in three steps: sets are created, swapped and edited, each
+// table gets one iptables-restore --noflush transaction, stale sets are destroyed.
 // If flows and members change at once, the old rules meet the new members for
 // the moment between the first two steps: a node of the instance may be let in
 // by a row that is about to go, but never anyone who is in no set.
@@ -76,6 +83,6 @@
 // # Thread safety
 //
 // Values are immutable once returned. A Firewall may be used by several
-// goroutines for Observe; Apply must have a single caller at a time, which is
-// the reconcile loop.
+// goroutines for Observe and SetsPeek; Apply must have a single caller at a
+// time, which is the reconcile loop.
 package firewall

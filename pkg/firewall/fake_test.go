@@ -18,7 +18,7 @@ type fakeKernel struct {
 	tables [3]map[string][][]string // chain → rules → words
 	sets   map[string]*fakeSet
 	absent []string // commands that are not installed
-	calls  []string // "restore ipv4", "ipset destroy x" …
+	calls  []string // "restore ipv4", "sets", "edit x" …
 
 	// fail may refuse a call before it does anything, or break it off after a
 	// number of lines.
@@ -45,7 +45,7 @@ func newFakeKernel() *fakeKernel {
 
 // firewall is one on top of the fake.
 func (k *fakeKernel) firewall() *Firewall {
-	return &Firewall{backend: BackendNFT, run: k, ipset: "ipset", tools: [2]tools{
+	return &Firewall{backend: BackendNFT, run: k, sets: fakeSets{k}, tools: [2]tools{
 		{save: "iptables-nft-save", restore: "iptables-nft-restore"}, {save: "ip6tables-nft-save", restore: "ip6tables-nft-restore"},
 	}}
 }
@@ -76,16 +76,10 @@ func (k *fakeKernel) run(ctx context.Context, stdin string, path string, args ..
 		call = "save " + id.String()
 	case strings.HasSuffix(name, "-restore"):
 		call = "restore " + id.String()
-	case call == "ipset restore":
-		call += " " + strings.Fields(stdin)[1]
 	}
-	k.calls = append(k.calls, call)
-	lines := -1
-	var fault error
-	if k.fail != nil {
-		if lines, fault = k.fail(call); fault != nil && lines == 0 {
-			return nil, fault
-		}
+	lines, fault := k.note(call)
+	if fault != nil && lines == 0 {
+		return nil, fault
 	}
 	switch {
 	case strings.HasPrefix(call, "save "):
@@ -95,14 +89,48 @@ func (k *fakeKernel) run(ctx context.Context, stdin string, path string, args ..
 			return nil, fmt.Errorf("arguments %q", args)
 		}
 		return nil, k.restore(id, stdin, fault)
-	case call == "ipset save":
-		return k.saveSets(), nil
-	case strings.HasPrefix(call, "ipset restore"):
-		return nil, k.restoreSets(stdin, lines, fault)
-	case strings.HasPrefix(call, "ipset destroy "):
-		return nil, k.setLine(strings.Fields(call)[1:])
 	}
 	return nil, fmt.Errorf("unknown call %s", call)
+}
+
+// note keeps a call and says whether it is to fail, after how many lines.
+func (k *fakeKernel) note(call string) (lines int, fault error) {
+	k.calls = append(k.calls, call)
+	if k.fail == nil {
+		return -1, nil
+	}
+	return k.fail(call)
+}
+
+// start is run: what a command does it has done when it is started.
+func (k *fakeKernel) start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error) {
+	out, err := k.run(ctx, stdin, path, args...)
+	return func() ([]byte, error) { return out, err }
+}
+
+// fakeSets are the sets of the fake, without a command.
+type fakeSets struct{ k *fakeKernel }
+
+func (s fakeSets) open(context.Context) (setSession, error) { return s, nil }
+func (s fakeSets) close()                                   {}
+
+func (s fakeSets) list(ctx context.Context) (map[string]ObservedSet, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if _, err := s.k.note("sets"); err != nil {
+		return nil, err
+	}
+	return ParseSets(s.k.saveSets())
+}
+
+func (s fakeSets) edit(_ context.Context, ops []setOp) error {
+	call := "edit " + ops[0].set
+	if ops[0].verb == verbDestroy && len(ops) == 1 {
+		call = "destroy " + ops[0].set
+	}
+	lines, fault := s.k.note(call)
+	return s.k.restoreSets(restoreText(ops), lines, fault)
 }
 
 func (k *fakeKernel) save(id TableID) []byte {
@@ -253,9 +281,12 @@ func (k *fakeKernel) setLine(words []string) error {
 			return errors.New("name too long")
 		}
 		k.sets[name] = &fakeSet{create: strings.Join(words[2:], " ")}
-	case "add":
+	case "add", "del":
 		host := strings.TrimSuffix(strings.TrimSuffix(words[2], "/32"), "/128")
-		set.members = append(set.members, strings.Join(append([]string{host}, words[3:]...), " "))
+		set.members = slices.DeleteFunc(set.members, func(m string) bool { return strings.Fields(m)[0] == host })
+		if words = slices.DeleteFunc(words, func(w string) bool { return w == "-exist" }); words[0] == "add" {
+			set.members = append(set.members, strings.Join(append([]string{host}, words[3:]...), " "))
+		}
 	case "swap":
 		other := k.sets[words[2]]
 		if other == nil || !strings.HasPrefix(other.create, strings.Join(strings.Fields(set.create)[:3], " ")) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -14,35 +15,53 @@ type Firewall struct {
 	tools   [2]tools
 	missing [2]error // why a family's tools cannot be used
 	unused  [3]bool  // tables that are not even to be looked at
-	ipset   string
-	noIpset error // why ipset cannot be used
+	sets    setKernel
+	own     *ownCommits // which commits of rules are by this Firewall
+	peek    setPeek
+
+	// generation numbers the state of the rules, nil if there is none.
+	generation func() (uint32, error)
 }
 
 // Open probes the tools. backend is auto (that of the command iptables), nft
-// or legacy. Tools of one family, or ipset, that are missing are reported by
-// Observe and Apply, so that the rest is still kept; Open fails only if the
-// rules of neither family can be written.
+// or legacy. Tools of one family that are missing are reported by Observe and
+// Apply, so that the rest is still kept, and so are sets that can be had neither
+// by netlink nor by the command ipset; Open fails only if the rules of neither
+// family can be written.
 //
 // Needs CAP_NET_ADMIN for anything beyond Open.
 func Open(ctx context.Context, backend string) (*Firewall, error) {
-	return open(ctx, backend, execRunner{})
+	own := &ownCommits{}
+	f, err := open(ctx, backend, execRunner{begin: own.start}, netlinkSets{})
+	if err != nil {
+		return nil, err
+	}
+	f.own = own
+	if f.backend == BackendNFT {
+		f.generation = nftGeneration
+	}
+	return f, nil
 }
 
-func open(ctx context.Context, backend string, run runner) (*Firewall, error) {
+func open(ctx context.Context, backend string, run runner, sets setKernel) (*Firewall, error) {
 	chosen, err := chooseBackend(ctx, run, backend)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the firewall: %w", err)
 	}
 	f := &Firewall{backend: chosen, run: run}
+	var probes sync.WaitGroup // on threads in any network namespace: a version is the same in all
 	for _, fam := range Families {
-		f.tools[fam], f.missing[fam] = findTools(ctx, run, fam, chosen)
+		probes.Go(func() { f.tools[fam], f.missing[fam] = findTools(ctx, run, fam, chosen) })
 	}
+	probes.Wait()
 	if f.missing[IPv4] != nil && f.missing[IPv6] != nil {
 		return nil, fmt.Errorf("cannot open the firewall: %w", errors.Join(f.missing[:]...))
 	}
-	if f.ipset, err = run.find("ipset"); err != nil {
-		f.noIpset = fmt.Errorf("ipset is not installed; install the package ipset: %w", err)
+	command := commandSets{run: run}
+	if command.path, err = run.find("ipset"); err != nil {
+		command.missing = fmt.Errorf("ipset is not installed; install the package ipset: %w", err)
 	}
+	f.sets = eitherSets{sets, command}
 	return f, nil
 }
 
@@ -54,45 +73,75 @@ func (f *Firewall) Backend() string { return f.backend }
 func (f *Firewall) Observe(ctx context.Context) (Observed, error) {
 	var got Observed
 	var errs []error
+	before := f.rulesGeneration()
+	var tables [3]func() (ObservedTable, error)
 	for _, id := range tableIDs {
-		t, err := f.observeTable(ctx, id)
+		tables[id] = f.startTable(ctx, id)
+	}
+	got.At = time.Now()
+	sets, setsErr := f.observeSets(ctx) // while the commands run
+	got.Sets, got.SetsRead = sets, setsErr == nil
+	for _, id := range tableIDs {
+		t, err := tables[id]()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cannot observe %s: %w", id, err))
 		}
 		got.Tables[id] = t
 	}
-	got.At = time.Now()
-	sets, err := f.observeSets(ctx)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("cannot observe the sets: %w", err))
+	if setsErr != nil {
+		errs = append(errs, fmt.Errorf("cannot observe the sets: %w", setsErr))
 	}
-	got.Sets, got.SetsRead = sets, err == nil
+	if after := f.rulesGeneration(); after == before {
+		got.Generation = after
+	}
 	return got, errors.Join(errs...)
 }
 
-func (f *Firewall) observeTable(ctx context.Context, id TableID) (ObservedTable, error) {
+// rulesGeneration is 0 if there is none to be had.
+func (f *Firewall) rulesGeneration() uint32 {
+	if f.generation == nil {
+		return 0
+	}
+	g, err := f.generation()
+	if err != nil {
+		return 0
+	}
+	return g
+}
+
+// startTable begins to read a table, and returns what waits for it.
+func (f *Firewall) startTable(ctx context.Context, id TableID) func() (ObservedTable, error) {
 	fam := id.family()
 	switch {
-	case f.unused[id]:
-		return ObservedTable{}, nil
-	case f.missing[fam] != nil && id == RawIPv6:
-		return ObservedTable{}, nil // said already, for the filter table
+	case f.unused[id], f.missing[fam] != nil && id == RawIPv6: // the latter is said for the filter table
+		return func() (ObservedTable, error) { return ObservedTable{}, nil }
 	case f.missing[fam] != nil:
-		return ObservedTable{}, f.missing[fam]
+		return func() (ObservedTable, error) { return ObservedTable{}, f.missing[fam] }
 	}
-	out, err := f.run.run(ctx, "", f.tools[fam].save, "-t", id.name())
-	if err != nil {
-		return ObservedTable{}, err
+	wait := f.run.start(ctx, "", f.tools[fam].save, "-t", id.name())
+	return func() (ObservedTable, error) {
+		var t ObservedTable
+		out, err := wait()
+		if err == nil {
+			t, err = ParseSave(id.name(), out)
+		}
+		if unreadable(err) {
+			return f.observePartly(ctx, id)
+		}
+		if err == nil && f.generation != nil {
+			return withoutLossy(id, t)
+		}
+		return t, err
 	}
-	return ParseSave(id.name(), out)
 }
 
 func (f *Firewall) observeSets(ctx context.Context) (map[string]ObservedSet, error) {
-	out, err := f.runIpset(ctx, "", "save")
+	s, err := f.sets.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return ParseSets(out)
+	defer s.close()
+	return s.list(ctx)
 }
 
 // Apply carries the plan out. Tables and sets are independent: a failure in
@@ -106,48 +155,80 @@ func (f *Firewall) Apply(ctx context.Context, p Plan) error {
 		return fmt.Errorf("cannot apply the plan: %w", err)
 	}
 	ctx = context.WithoutCancel(ctx)
-	var errs []error
-	for _, id := range tableIDs {
-		errs = append(errs, f.restore(ctx, id, p.detach[id]))
-	}
-	var alien []string
-	for _, set := range p.sets {
-		if _, err := f.runIpset(ctx, set.text(time.Now()), "restore"); err != nil {
-			errs = append(errs, fmt.Errorf("cannot write the set %s: %w", set.name, err))
-			if set.alien {
-				alien = append(alien, set.name)
-			}
+	errs := f.restoreAll(ctx, p.detach)
+	var sets setSession
+	var err error
+	if len(p.sets) > 0 || len(p.dropSets) > 0 {
+		if sets, err = f.sets.open(ctx); err != nil {
+			sets = noSets{err}
 		}
+		defer sets.close()
 	}
+	alien, setErrs := editSets(ctx, sets, p.sets)
+	errs = append(errs, setErrs...)
+	rules := p.rules
 	for _, id := range tableIDs {
-		errs = append(errs, f.restore(ctx, id, withoutSets(p.rules[id], alien)))
+		rules[id] = withoutSets(rules[id], alien)
 	}
+	errs = append(errs, f.restoreRules(ctx, p, rules)...)
 	for _, name := range p.dropSets {
-		if _, err := f.runIpset(ctx, "", "destroy", name); err != nil {
+		if err := sets.edit(ctx, []setOp{{verb: verbDestroy, set: name}}); err != nil {
 			errs = append(errs, fmt.Errorf("cannot remove the set %s; if a foreign rule names it, remove that rule: %w", printable(name), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (f *Firewall) runIpset(ctx context.Context, stdin string, args ...string) ([]byte, error) {
-	if f.noIpset != nil {
-		return nil, f.noIpset
+// editSets returns the sets of another type that are still there.
+func editSets(ctx context.Context, sets setSession, edits []setEdit) (alien []string, errs []error) {
+	for _, e := range edits {
+		err := sets.edit(ctx, e.write(time.Now()))
+		if err != nil && e.instead != nil {
+			err = sets.edit(ctx, e.instead(time.Now()))
+		}
+		if err == nil {
+			continue
+		}
+		errs = append(errs, fmt.Errorf("cannot write the set %s: %w", e.name, err))
+		if e.alien {
+			alien = append(alien, e.name)
+		}
 	}
-	return f.run.run(ctx, stdin, f.ipset, args...)
+	return alien, errs
 }
 
-func (f *Firewall) restore(ctx context.Context, id TableID, text string) error {
+// restoreAll writes the tables side by side: each is a transaction of its own.
+// Legacy commands wait for one lock, some versions by sleeping for a second, so
+// they run one after the other.
+func (f *Firewall) restoreAll(ctx context.Context, texts [3]string) (errs []error) {
+	var waits [3]func() error
+	for _, id := range tableIDs {
+		waits[id] = f.startRestore(ctx, id, texts[id])
+		if f.backend == BackendLegacy {
+			err := waits[id]()
+			waits[id] = func() error { return err }
+		}
+	}
+	for _, wait := range waits {
+		errs = append(errs, wait())
+	}
+	return errs
+}
+
+func (f *Firewall) startRestore(ctx context.Context, id TableID, text string) func() error {
 	if text == "" {
-		return nil
+		return func() error { return nil }
 	}
 	fam := id.family()
 	if f.missing[fam] != nil {
-		return fmt.Errorf("cannot write %s rules: %w", id, f.missing[fam])
+		return func() error { return fmt.Errorf("cannot write %s rules: %w", id, f.missing[fam]) }
 	}
 	args := append([]string{"--noflush"}, lockArgs()...)
-	if _, err := f.run.run(ctx, text, f.tools[fam].restore, args...); err != nil {
-		return fmt.Errorf("cannot write %s rules: %w", id, err)
+	wait := f.run.start(ctx, text, f.tools[fam].restore, args...)
+	return func() error {
+		if _, err := wait(); err != nil {
+			return fmt.Errorf("cannot write %s rules: %w", id, err)
+		}
+		return nil
 	}
-	return nil
 }

@@ -110,7 +110,7 @@ func FuzzParseSets(f *testing.F) {
 			if i < 0 {
 				t.Fatalf("edits %q", e.name)
 			}
-			for line := range strings.Lines(e.text(noon)) {
+			for line := range strings.Lines(restoreText(e.write(noon))) {
 				if words := strings.Fields(line); len(words) < 2 || !strings.HasSuffix(words[1], strings.TrimLeft(e.name[4:], "-")) {
 					t.Errorf("line %q in the edit of %s", line, e.name)
 				}

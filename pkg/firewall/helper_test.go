@@ -122,7 +122,10 @@ func observed(r Rule) ObservedRule { return ObservedRule{Rule: r, words: slices.
 func setsText(p Plan) string {
 	var text string
 	for _, s := range p.sets {
-		text += s.text(noon)
+		text += restoreText(s.write(noon))
+		if s.instead != nil {
+			text += "# if that fails\n" + restoreText(s.instead(noon))
+		}
 	}
 	return text
 }

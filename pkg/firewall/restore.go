@@ -12,6 +12,7 @@ type transaction struct {
 	table   TableID
 	declare strings.Builder // ":CHAIN": with --noflush it makes or empties that chain only
 	body    strings.Builder
+	handles []ruleHandle // deleted by other means than the text
 }
 
 func (t *transaction) chain(c Chain) {
@@ -21,7 +22,12 @@ func (t *transaction) chain(c Chain) {
 	}
 }
 
-func (t *transaction) delete(chain string, r ObservedRule) {
+// delete takes a rule away; replaced says whether another takes its place.
+func (t *transaction) delete(chain string, r ObservedRule, replaced bool) {
+	if r.handle != 0 {
+		t.handles = append(t.handles, ruleHandle{chain: chain, handle: r.handle, first: !replaced})
+		return
+	}
 	fmt.Fprintf(&t.body, "-D %s %s\n", chain, quoteWords(r.words))
 }
 

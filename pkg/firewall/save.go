@@ -12,17 +12,24 @@ import (
 // ObservedRule is a rule as the kernel has it.
 type ObservedRule struct {
 	Rule
-	words []string // what follows "-A CHAIN", in the order it was printed
+	words  []string // what follows "-A CHAIN", in the order it was printed
+	sketch string   // of a rule that iptables cannot print: what is known of it, see observePartly
+	handle uint64   // of a jump of ours among such rules, else 0
 }
 
 // text is the rule for an operator's eyes: it stays on one line whatever a
 // foreign comment holds.
-func (r ObservedRule) text() string { return printable(quoteWords(r.words)) }
+func (r ObservedRule) text() string {
+	if r.sketch != "" {
+		return printable(r.sketch)
+	}
+	return printable(quoteWords(r.words))
+}
 
 // writable says whether iptables-restore can be told of this rule: its input
 // has one rule per line, so a comment with a newline cannot be written.
 func (r ObservedRule) writable() bool {
-	return !slices.ContainsFunc(r.words, func(w string) bool { return strings.ContainsAny(w, "\n\x00") })
+	return r.sketch == "" && !slices.ContainsFunc(r.words, func(w string) bool { return strings.ContainsAny(w, "\n\x00") })
 }
 
 // ObservedTable is one table as the kernel has it.
@@ -45,6 +52,10 @@ type Observed struct {
 	SetsRead bool
 	Sets     map[string]ObservedSet
 	At       time.Time // when the sets were read; members of some run out
+
+	// Generation is the number of the nf_tables rules that the tables were read
+	// at; 0 with the legacy backend, or if they changed while being read.
+	Generation uint32
 }
 
 // ParseSave reads one table from what iptables-save prints. Other tables in the
@@ -57,7 +68,7 @@ func ParseSave(name string, data []byte) (ObservedTable, error) {
 		size := len(line)
 		switch {
 		case strings.HasPrefix(line, "#") && strings.Contains(line, "`"+name+"' is incompatible"):
-			return ObservedTable{}, fmt.Errorf("cannot read the rules: the %s table holds rules that only nft understands; find them with `nft -a list table ip %[1]s` (or ip6) and move them to a table of their own", name)
+			return ObservedTable{}, fmt.Errorf("cannot read the rules: %w; find them with `nft -a list table ip %s` (or ip6) and move them to a table of their own", errUnreadable, name)
 		case line == "" || strings.HasPrefix(line, "#"):
 		case line == "COMMIT":
 			table = ""

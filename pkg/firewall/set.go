@@ -40,12 +40,14 @@ func (s Set) setType() string {
 	return typeNet
 }
 
-// options are the create options as ipset save prints them. A member that is
-// added without a time of its own has but a second: no hole can be made for
-// good by mistake.
+// defaultTimeout: a member that is added without a time of its own has but a
+// second, so no hole can be made for good by mistake.
+const defaultTimeout = 1
+
+// options are the create options as ipset save prints them.
 func (s Set) options() []string {
 	if s.Timed {
-		return []string{"timeout", "1"}
+		return []string{"timeout", strconv.Itoa(defaultTimeout)}
 	}
 	return nil
 }

@@ -60,10 +60,14 @@ func TestOpeningsChangeNoRule(t *testing.T) {
 	if p.rules != [3]string{} || len(p.sets) != 2 {
 		t.Errorf("plan:\n%s", p)
 	}
-	want := "create pgh4.open hash:net,port family inet maxelem 65536 timeout 1\nadd pgh4.open 203.0.113.7/32,tcp:22 timeout 3600\n" +
+	want := "add pgh4-open 203.0.113.7/32,tcp:22 timeout 3600 -exist\n"
+	if text := restoreText(p.sets[0].write(noon)); text != want {
+		t.Errorf("the edit is\n%s\nwant\n%s", text, want)
+	}
+	want = "create pgh4.open hash:net,port family inet hashsize 64 maxelem 65536 timeout 1\nadd pgh4.open 203.0.113.7/32,tcp:22 timeout 3600\n" +
 		"swap pgh4.open pgh4-open\ndestroy pgh4.open\n"
-	if p.sets[0].text(noon) != want {
-		t.Errorf("the edit is\n%s\nwant\n%s", p.sets[0].text(noon), want)
+	if text := restoreText(p.sets[0].instead(noon)); text != want {
+		t.Errorf("if that fails, the edit is\n%s\nwant\n%s", text, want)
 	}
 	if open := lines(t, with, FilterIPv4, ChainIn); !slices.Contains(open, "-m set --match-set pgh4-open src,dst -m conntrack --ctstate NEW #open -j ACCEPT") {
 		t.Errorf("no rule for openings in\n%s", strings.Join(open, "\n"))

@@ -12,10 +12,10 @@ import (
 // Teardown removes our chains, jumps and sets from every backend that has any,
 // and says what it removed. Foreign state stays as it is.
 func Teardown(ctx context.Context) ([]string, error) {
-	return teardown(ctx, execRunner{}, legacyInUse)
+	return teardown(ctx, execRunner{}, netlinkSets{}, legacyInUse)
 }
 
-func teardown(ctx context.Context, run runner, legacyInUse func() [3]bool) ([]string, error) {
+func teardown(ctx context.Context, run runner, sets setKernel, legacyInUse func() [3]bool) ([]string, error) {
 	var errs []error
 	var plans []Plan
 	var opened []*Firewall
@@ -29,7 +29,7 @@ func teardown(ctx context.Context, run runner, legacyInUse func() [3]bool) ([]st
 			}
 			unused = [3]bool{!used[0], !used[1], !used[2]}
 		}
-		f, err := open(ctx, backend, run)
+		f, err := open(ctx, backend, run, sets)
 		if err != nil {
 			continue // not installed, so it has no rules of ours
 		}

@@ -27,9 +27,16 @@ type runner interface {
 	find(name string) (string, error)
 	// run executes a command and returns what it wrote to standard output.
 	run(ctx context.Context, stdin string, path string, args ...string) ([]byte, error)
+	// start begins a command on the calling thread, whose network namespace is
+	// the command's, and returns what waits for its end and gives what run would.
+	// That must be called.
+	start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error)
 }
 
-type execRunner struct{}
+// execRunner executes the real commands.
+type execRunner struct {
+	begin func(*exec.Cmd) error // starts a command; nil: (*exec.Cmd).Start
+}
 
 // toolDirs are searched for commands, whatever the caller's PATH: a login
 // shell's often lacks the sbin directories.
@@ -53,16 +60,31 @@ const (
 	outputWait = time.Second
 )
 
-func (execRunner) run(ctx context.Context, stdin string, path string, args ...string) ([]byte, error) {
+func (r execRunner) run(ctx context.Context, stdin string, path string, args ...string) ([]byte, error) {
+	return r.start(ctx, stdin, path, args...)()
+}
+
+func (r execRunner) start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.WaitDelay = outputWait
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.Env = []string{"PATH=" + strings.Join(toolDirs, ":"), "LC_ALL=C"} // PATH: iptables calls modprobe
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	begin := r.begin
+	if begin == nil {
+		begin = (*exec.Cmd).Start
+	}
+	err := begin(cmd)
+	return func() ([]byte, error) {
+		defer cancel()
+		if err == nil {
+			err = cmd.Wait()
+		}
+		if err == nil {
+			return stdout.Bytes(), nil
+		}
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w (%w)", err, ctx.Err())
 		}
@@ -71,7 +93,6 @@ func (execRunner) run(ctx context.Context, stdin string, path string, args ...st
 		}
 		return nil, fmt.Errorf("%s: %w", strings.Join(append([]string{path}, args...), " "), err)
 	}
-	return stdout.Bytes(), nil
 }
 
 // tools are the commands of one family.
@@ -123,6 +144,9 @@ func backendOf(ctx context.Context, run runner, name string) (path, backend stri
 	if path, err = run.find(name); err != nil {
 		return "", "", fmt.Errorf("%s is not installed; install the package iptables: %w", name, err)
 	}
+	if backend = backendOfFile(path); backend != "" {
+		return path, backend, nil
+	}
 	out, err := run.run(ctx, "", path, "--version")
 	if err != nil {
 		return "", "", fmt.Errorf("cannot ask for the version: %w", err)
@@ -134,6 +158,22 @@ func backendOf(ctx context.Context, run runner, name string) (path, backend stri
 		return path, BackendLegacy, nil
 	}
 	return "", "", fmt.Errorf("%s --version says %q, neither nf_tables nor legacy; install version %s or later", path, strings.TrimSpace(string(out)), minVersion)
+}
+
+// backendOfFile tells by the program behind a command's links, "" if it is
+// neither of the two that iptables installs: which saves an exec.
+func backendOfFile(path string) string {
+	file, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return ""
+	}
+	switch filepath.Base(file) {
+	case "xtables-nft-multi":
+		return BackendNFT
+	case "xtables-legacy-multi":
+		return BackendLegacy
+	}
+	return ""
 }
 
 func chooseBackend(ctx context.Context, run runner, asked string) (string, error) {

@@ -20,6 +20,13 @@ type scripts struct {
 
 func (s scripts) find(name string) (string, error) { return exec.LookPath(filepath.Join(s.dir, name)) }
 
+// noSetAccess is a kernel that does not talk about sets.
+type noSetAccess struct{}
+
+func (noSetAccess) open(context.Context) (setSession, error) {
+	return nil, setAccessError{errors.New("no netlink")}
+}
+
 func newScripts(t *testing.T, versions map[string]string) scripts {
 	t.Helper()
 	s := scripts{dir: t.TempDir()}
@@ -54,15 +61,15 @@ func TestOpen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			run := newScripts(t, tc.versions)
-			f, err := open(t.Context(), tc.asked, run)
+			f, err := open(t.Context(), tc.asked, run, noSetAccess{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if f.Backend() != tc.backend || f.tools[IPv4].save != filepath.Join(run.dir, tc.save) {
 				t.Errorf("backend %s, tools %+v", f.Backend(), f.tools)
 			}
-			if f.missing != [2]error{} || f.noIpset != nil {
-				t.Errorf("missing %v, %v", f.missing, f.noIpset)
+			if _, err := f.sets.open(t.Context()); f.missing != [2]error{} || err != nil {
+				t.Errorf("missing %v, %v", f.missing, err)
 			}
 		})
 	}
@@ -82,7 +89,7 @@ func TestOpenErrors(t *testing.T) {
 		"no version":      {map[string]string{"iptables-nft": "hello", "ip6tables-nft": "hello"}, BackendNFT, "cannot probe"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := open(t.Context(), tc.asked, newScripts(t, tc.versions))
+			_, err := open(t.Context(), tc.asked, newScripts(t, tc.versions), noSetAccess{})
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.HasPrefix(err.Error(), "cannot open the firewall: ") {
 				t.Errorf("error %v, want %q", err, tc.want)
 			}
@@ -98,12 +105,12 @@ func TestF11_OpenWithToolsMissing(t *testing.T) {
 		"ipset":     {"iptables": nft189, "ip6tables": nft189},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, err := open(t.Context(), BackendAuto, newScripts(t, versions))
+			f, err := open(t.Context(), BackendAuto, newScripts(t, versions), noSetAccess{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if (f.missing[IPv4] != nil) != (name == "iptables") || (f.missing[IPv6] != nil) != (name == "ip6tables") || (f.noIpset != nil) != (name == "ipset") {
-				t.Errorf("missing %v, %v", f.missing, f.noIpset)
+			if (f.missing[IPv4] != nil) != (name == "iptables") || (f.missing[IPv6] != nil) != (name == "ip6tables") {
+				t.Errorf("missing %v", f.missing)
 			}
 			_, err = f.Observe(t.Context())
 			if err == nil || !strings.Contains(err.Error(), name+" is not installed; install the package ") {
@@ -151,7 +158,7 @@ func TestExecRunnerIsBounded(t *testing.T) {
 func TestTeardownBackends(t *testing.T) {
 	k := newFakeKernel()
 	k.absent = []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy", "iptables", "ip6tables"}
-	if _, err := teardown(t.Context(), k, func() [3]bool { return [3]bool{true, true, true} }); err == nil || !strings.Contains(err.Error(), "cannot tear down: neither") {
+	if _, err := teardown(t.Context(), k, fakeSets{k}, func() [3]bool { return [3]bool{true, true, true} }); err == nil || !strings.Contains(err.Error(), "cannot tear down: neither") {
 		t.Errorf("error %v", err)
 	}
 }

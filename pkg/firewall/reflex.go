@@ -1,0 +1,286 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// ErrNoReflex says that rules cannot be put back by netlink: the backend is
+// legacy, or the kernel does not let us. The reason is wrapped.
+var ErrNoReflex = errors.New("rules cannot be put back by netlink")
+
+// ErrNoImage says that Learn has not succeeded since Forget, so that it is not
+// known what could be put back.
+var ErrNoImage = errors.New("there is no image of the rules")
+
+// reflexTries bounds how often Repair starts again since somebody else has
+// changed rules meanwhile.
+const reflexTries = 3
+
+// Reflex puts our rules back without a command, within a millisecond: from an
+// image of them, taken when Diff had found them right, as one nf_tables
+// transaction for each table.
+//
+// It puts back rules of our chains, our jumps, and the chains and tables that
+// hold them, if they are gone. Rules that still are as they were stay, with what
+// the kernel has counted for them. A jump is moved above rules that may accept.
+// What it leaves to Diff: sets, and chains of ours from another version.
+//
+// The image is the kernel's own bytes. It is not what is right: that is the
+// Ruleset, and a look by Observe should follow on each Repair. It is void when
+// rules are written by Apply; call Forget before and Learn after.
+//
+// One goroutine at a time may use it, save for Close and Port.
+type Reflex struct {
+	socket     *nftSocket
+	port       uint32
+	release    func()
+	image      *image
+	generation uint32      // of the last look
+	found      [3]nftTable // of the last look; its memory is used again, as is the batch's
+	batch      nftWriter
+
+	mu     sync.Mutex // Close against the others
+	closed bool
+}
+
+// Repair is what a Reflex has put back.
+type Repair struct {
+	Plan                 // Apply has nothing to do for it
+	Generation uint32    // of the rules since
+	At         time.Time // when the kernel acknowledged it
+	Tries      int       // how often it was begun, since others changed rules meanwhile
+}
+
+// OpenReflex opens the Reflex of the calling thread's network namespace. Commits
+// of it are our Own.
+//
+// Needs CAP_NET_ADMIN, and Linux 4.20 for the numbers of sets.
+func (f *Firewall) OpenReflex() (*Reflex, error) {
+	if f.backend != BackendNFT {
+		return nil, fmt.Errorf("%w: the backend is %s", ErrNoReflex, f.backend)
+	}
+	s, err := openNftSocket()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoReflex, err)
+	}
+	if _, err := s.generation(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNoReflex, err), s.close())
+	}
+	r := &Reflex{socket: s, port: s.port, release: func() {}}
+	if f.own != nil {
+		f.own.addPort(s.port)
+		r.release = func() { f.own.dropPort(s.port) }
+	}
+	return r, nil
+}
+
+// Port is the netlink port that this Reflex commits from.
+func (r *Reflex) Port() uint32 { return r.port }
+
+// Close closes the socket.
+func (r *Reflex) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed, r.image = true, nil
+	r.release()
+	return r.socket.close()
+}
+
+var errReflexClosed = fmt.Errorf("%w: it is closed", ErrNoReflex)
+
+// Learn takes the image. got must be what Diff found equal to want; Learn fails,
+// without an image, if rules have changed since got was read.
+func (r *Reflex) Learn(want Ruleset, got Observed) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.image = nil
+	if r.closed {
+		return errReflexClosed
+	}
+	im, err := r.socket.takeImage(want, got)
+	if err != nil {
+		return fmt.Errorf("cannot take an image of the rules: %w", err)
+	}
+	r.image, r.generation = im, im.generation
+	if im.asleep {
+		r.generation = 0 // no generation: there is something to repair
+	}
+	return nil
+}
+
+// Forget drops the image.
+func (r *Reflex) Forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.image = nil
+}
+
+// Learned says whether there is an image.
+func (r *Reflex) Learned() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.image != nil
+}
+
+// Changed says whether somebody has changed nf_tables rules, ours or not, since
+// the last Learn or Repair. It is one question to the kernel. If there is no
+// answer, or no image, it is true.
+func (r *Reflex) Changed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.image == nil {
+		return true
+	}
+	generation, err := r.socket.generation()
+	return err != nil || generation != r.generation
+}
+
+// Repair compares the rules with the image and puts back what differs; the
+// result is Empty if nothing does. If rules change between the look and the
+// commit, the kernel refuses it, and Repair looks again. With an error the result
+// is what has been put back before it.
+func (r *Reflex) Repair() (Repair, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.closed:
+		return Repair{}, errReflexClosed
+	case r.image == nil:
+		return Repair{}, fmt.Errorf("cannot put the rules back: %w", ErrNoImage)
+	}
+	var done Repair
+	for {
+		done.Tries++
+		err := r.repair(&done)
+		if err == nil {
+			return done, nil
+		}
+		if !errors.Is(err, errNftAgain) || done.Tries == reflexTries {
+			return done, fmt.Errorf("cannot put the rules back: %w", err)
+		}
+	}
+}
+
+// repair adds what it puts back to done.
+func (r *Reflex) repair(done *Repair) error {
+	defer r.socket.forget()
+	generation, err := r.look()
+	if err != nil {
+		return err
+	}
+	done.Generation = generation
+	if generation == r.generation {
+		return nil
+	}
+	for i, t := range r.image.tables {
+		if t == nil {
+			continue
+		}
+		if err := r.repairTable(t, &r.found[i], done); err != nil {
+			return fmt.Errorf("%s: %w", t.id, err)
+		}
+	}
+	r.generation = done.Generation
+	return nil
+}
+
+// repairTable is a transaction of its own, so that IPv4 need not wait for IPv6:
+// after nft flush ruleset each takes the kernel about a millisecond.
+func (r *Reflex) repairTable(t *imageTable, found *nftTable, done *Repair) error {
+	e := edits{batch: &r.batch, chain: r.chainOf}
+	if err := e.compare(t, found, done.Generation); err != nil {
+		return err
+	}
+	if e.plan.Empty() {
+		return nil
+	}
+	if err := r.checkSets(e.sets); err != nil {
+		return err
+	}
+	if err := r.socket.commit(r.batch.data); err != nil {
+		return err
+	}
+	done.At = time.Now()
+	done.Changes = append(done.Changes, e.plan.Changes...)
+	done.Foreign = append(done.Foreign, e.plan.Foreign...)
+	// The kernel has held the lock of commits from its look at the generation on.
+	if done.Generation++; done.Generation == 0 {
+		done.Generation = 1 // nf_tables_commit leaves 0 out
+	}
+	return nil
+}
+
+// look reads what the image is to be compared with. If the generation is that
+// of the last look, nothing is read.
+func (r *Reflex) look() (generation uint32, err error) {
+	if generation, err = r.socket.lookTables(&r.found); err != nil || generation == r.generation {
+		return generation, err
+	}
+	for i, t := range r.image.tables {
+		if t == nil {
+			continue
+		}
+		if err := r.lookTable(t, &r.found[i], generation); err != nil {
+			return 0, fmt.Errorf("%s: %w", t.id, err)
+		}
+	}
+	return generation, nil
+}
+
+func (r *Reflex) lookTable(t *imageTable, found *nftTable, generation uint32) error {
+	found.watch(len(t.chains)+len(t.bases), func(i int) string {
+		if i < len(t.chains) {
+			return t.chains[i].name
+		}
+		return t.bases[i-len(t.chains)].name
+	})
+	if found.exists {
+		if err := r.socket.lookRules(t.id, generation, t.apart, found); err != nil {
+			return err
+		}
+		t.apart = t.apart || found.foreign > manyForeign
+	}
+	for i := range found.chains {
+		c := &found.chains[i]
+		if len(c.rules) > 0 {
+			continue
+		}
+		hook, exists := nftHook{}, false
+		if found.exists {
+			var err error
+			if hook, exists, err = r.socket.lookChain(t.id, c.name); err != nil {
+				return err
+			}
+		}
+		c.hook, c.absent = hook, !exists
+	}
+	return nil
+}
+
+// chainOf reads the rules of a foreign chain.
+func (r *Reflex) chainOf(id TableID, chain string, generation uint32) ([]nftRule, error) {
+	var rules []nftRule
+	err := r.socket.dumpRules(id, chain, generation, func(_ []byte, rule nftRule) { rules = append(rules, rule) })
+	return rules, err
+}
+
+// checkSets makes sure that the kernel's numbers of sets still mean what they
+// meant: somebody may have removed the rules and then a set, and made it anew.
+func (r *Reflex) checkSets(indexes []uint16) error {
+	now, err := r.socket.lookSets(indexes)
+	if err != nil {
+		return err
+	}
+	for _, index := range indexes {
+		if want := r.image.sets[index]; now[index] != want || want == "" {
+			return fmt.Errorf("the set %s is not there any more, or is another one of that name", want)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,234 @@
+package firewall
+
+import (
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+const resourceTable = "table" // a kind of Change.Resource that only a Reflex sees
+
+// edits is the transaction that brings our part of a table back to the image,
+// and its description.
+type edits struct {
+	batch *nftWriter
+	chain func(id TableID, chain string, generation uint32) ([]nftRule, error)
+
+	generation uint32
+	last       int // where the batch's last message begins
+	plan       Plan
+	sets       []uint16 // that rules in the batch match
+}
+
+// compare writes the batch: the table comes first, then chains, then what leads
+// to chains.
+func (e *edits) compare(t *imageTable, found *nftTable, generation uint32) error {
+	e.generation = generation
+	e.batch.reset()
+	e.begin(nftBatchBegin)
+	e.batch.number32(nftBatchGenID, generation) // else the kernel refuses
+	e.batch.end(e.last)
+	e.table(t, found)
+	e.chains(t, found)
+	for i, c := range t.chains {
+		e.rules(t, c, found.chains[i])
+	}
+	for i, b := range t.bases {
+		if err := e.jump(t, b, found.chains[len(t.chains)+i]); err != nil {
+			return err
+		}
+	}
+	flags := e.batch.data[e.last+6:] // in struct nlmsghdr
+	flags[0] |= unix.NLM_F_ACK
+	e.begin(nftBatchEnd)
+	e.batch.end(e.last)
+	return nil
+}
+
+func (e *edits) begin(kind uint16) {
+	e.last = e.batch.message(kind, 0, unix.AF_UNSPEC, nftSubsystem)
+}
+
+// command begins a message about one of our tables.
+func (e *edits) command(t *imageTable, command, flags uint16) {
+	e.last = e.batch.command(command, flags, t.id.nftFamily())
+	e.batch.text(unix.NFTA_TABLE_NAME, t.id.name()) // chains and rules name theirs by the same number
+}
+
+func (e *edits) table(t *imageTable, found *nftTable) {
+	switch {
+	case !found.exists:
+		e.plan.add(resourceTable, t.id.family(), t.id.name(), "missing", nil)
+	case found.flags != t.flags:
+		e.plan.add(resourceTable, t.id.family(), t.id.name(), "dormant, so that no rule in it counts", nil)
+	default:
+		return
+	}
+	e.command(t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
+	e.batch.number32(unix.NFTA_TABLE_FLAGS, t.flags)
+	e.batch.end(e.last)
+}
+
+// chains makes those that are not there.
+func (e *edits) chains(t *imageTable, found *nftTable) {
+	for i, c := range found.chains {
+		if !c.absent {
+			continue
+		}
+		e.command(t, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+		e.batch.text(unix.NFTA_CHAIN_NAME, c.name)
+		if n := i - len(t.chains); n >= 0 {
+			e.hook(t.bases[n].hook)
+		}
+		e.batch.end(e.last)
+	}
+}
+
+func (e *edits) hook(h nftHook) {
+	start := e.batch.nested(unix.NFTA_CHAIN_HOOK)
+	e.batch.number32(unix.NFTA_HOOK_HOOKNUM, h.number)
+	e.batch.number32(unix.NFTA_HOOK_PRIORITY, h.priority)
+	e.batch.endAttr(start)
+	e.batch.number32(unix.NFTA_CHAIN_POLICY, nftPolicyAccept)
+	e.batch.text(unix.NFTA_CHAIN_TYPE, h.kind)
+}
+
+// rules replaces those between the common head and the common tail: the others
+// keep what the kernel has counted for them, such as connections.
+func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
+	head := 0
+	for head < len(have.rules) && head < len(want.rules) && want.rules[head].is(have.rules[head]) {
+		head++
+	}
+	tail := 0
+	for tail < len(have.rules)-head && tail < len(want.rules)-head &&
+		want.rules[len(want.rules)-1-tail].is(have.rules[len(have.rules)-1-tail]) {
+		tail++
+	}
+	gone, missing := have.rules[head:len(have.rules)-tail], want.rules[head:len(want.rules)-tail]
+	if !have.absent && len(gone) == 0 && len(missing) == 0 {
+		return
+	}
+	var lines []string
+	for _, r := range gone {
+		lines = append(lines, "- "+t.describe(r))
+		e.remove(t, have.name, r)
+	}
+	var before uint64
+	if tail > 0 {
+		before = have.rules[len(have.rules)-tail].handle
+	}
+	for _, r := range missing {
+		lines = append(lines, "+ "+r.text)
+		e.insert(t, have.name, r, before, unix.NLM_F_APPEND)
+	}
+	problem := "differs"
+	if have.absent {
+		problem = "missing"
+	}
+	e.plan.add(resourceChain, t.id.family(), t.id.title(have.name), problem, lines)
+}
+
+// describe is a rule that the kernel has where none of that kind should be.
+func (t *imageTable) describe(r nftRule) string {
+	if text, ours := t.textOf(r); ours {
+		return text
+	}
+	return fmt.Sprintf("a rule that is not ours (handle %d)", r.handle)
+}
+
+func (e *edits) remove(t *imageTable, chain string, r nftRule) {
+	e.command(t, unix.NFT_MSG_DELRULE, 0)
+	e.batch.text(unix.NFTA_RULE_CHAIN, chain)
+	e.batch.number64(unix.NFTA_RULE_HANDLE, r.handle)
+	e.batch.end(e.last)
+}
+
+// insert writes a rule before another, or at the end (NLM_F_APPEND) or top (0)
+// of the chain if there is none.
+func (e *edits) insert(t *imageTable, chain string, r imageRule, before uint64, place uint16) {
+	if before != 0 {
+		place = 0
+	}
+	e.command(t, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|place)
+	e.batch.text(unix.NFTA_RULE_CHAIN, chain)
+	if before != 0 {
+		e.batch.number64(unix.NFTA_RULE_POSITION, before)
+	}
+	e.batch.data = append(e.batch.data, r.attrs...)
+	e.batch.end(e.last)
+	for _, index := range r.sets {
+		if !slices.Contains(e.sets, index) {
+			e.sets = append(e.sets, index)
+		}
+	}
+}
+
+// jump puts a jump in first place if it is not there, or not alone.
+func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
+	if !have.absent && len(have.rules) == 0 && have.hook != want.hook {
+		return fmt.Errorf("chain %s of table %s is not hooked as iptables would; remove it, and it is made again", want.name, t.id.name())
+	}
+	var ours []nftRule
+	var lines, above []string
+	first := len(have.rules)
+	for i, r := range have.rules {
+		if r.leadsToUs() {
+			first = min(first, i)
+			ours = append(ours, r)
+			lines = append(lines, "- -A "+want.name+" "+want.describe(r))
+		}
+	}
+	if len(ours) > 0 {
+		var err error
+		if above, err = e.harmful(t, want, have.rules[:first]); err != nil {
+			return err
+		}
+	}
+	var problem string
+	switch {
+	case len(ours) == 0:
+		problem = "missing"
+	case len(ours) > 1:
+		problem = "there more than once"
+	case !want.jump.is(ours[0]):
+		problem = "differs"
+	case len(above) > 0:
+		problem = "not in first place"
+	default:
+		return nil
+	}
+	for _, r := range ours {
+		e.remove(t, want.name, r)
+	}
+	e.insert(t, want.name, want.jump, 0, 0)
+	e.plan.add(resourceJump, t.id.family(), t.id.title(want.name), problem, append(lines, "+ -I "+want.name+" 1 "+want.jump.text))
+	e.plan.Foreign = append(e.plan.Foreign, above...)
+	return nil
+}
+
+// harmful lists the rules that must not stay above our jump.
+func (e *edits) harmful(t *imageTable, base imageBase, rules []nftRule) ([]string, error) {
+	var list []string
+	for _, r := range rules {
+		if base.knows(r) {
+			continue
+		}
+		harmless, err := r.harmless(0, func(chain string) ([]nftRule, error) { return e.chain(t.id, chain, e.generation) })
+		if err != nil {
+			return nil, err
+		}
+		if !harmless {
+			list = append(list, fmt.Sprintf("%s -A %s (rule with handle %d)", t.id, base.name, r.handle))
+		}
+	}
+	return list, nil
+}
+
+func (b imageBase) describe(r nftRule) string {
+	if b.jump.is(r) {
+		return b.jump.text
+	}
+	return fmt.Sprintf("a rule that is not ours (handle %d)", r.handle)
+}

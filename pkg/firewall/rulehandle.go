@@ -1,0 +1,66 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// ruleHandle names a jump of ours in a chain that iptables cannot print. It may
+// be unable to delete there as well: it looks for the rule among the others and
+// gives up at the first that it does not understand. A table never uses a handle
+// twice, so nothing else can be hit.
+type ruleHandle struct {
+	chain  string
+	handle uint64
+	first  bool // to be deleted before the restore: nothing takes its place
+}
+
+// restoreRules restores each table and deletes the jumps that the restore's own
+// take the place of, but only once those are there.
+func (f *Firewall) restoreRules(ctx context.Context, p Plan, texts [3]string) (errs []error) {
+	for _, id := range tableIDs {
+		errs = append(errs, f.deleteHandles(id, p.handles[id], true))
+	}
+	written := f.restoreAll(ctx, texts)
+	for _, id := range tableIDs {
+		if written[id] == nil {
+			errs = append(errs, f.deleteHandles(id, p.handles[id], false))
+		}
+	}
+	return append(errs, written...)
+}
+
+// deleteHandles deletes those before or those behind the restore. A rule that is
+// gone already is the next look's matter.
+func (f *Firewall) deleteHandles(id TableID, handles []ruleHandle, first bool) (err error) {
+	var w nftWriter
+	w.end(w.message(nftBatchBegin, 0, unix.AF_UNSPEC, nftSubsystem))
+	empty := true
+	for _, h := range handles {
+		if h.first != first {
+			continue
+		}
+		empty = false
+		start := w.command(unix.NFT_MSG_DELRULE, unix.NLM_F_ACK, id.family().nft())
+		w.text(unix.NFTA_RULE_TABLE, id.name())
+		w.text(unix.NFTA_RULE_CHAIN, h.chain)
+		w.number64(unix.NFTA_RULE_HANDLE, h.handle)
+		w.end(start)
+	}
+	w.end(w.message(nftBatchEnd, 0, unix.AF_UNSPEC, nftSubsystem))
+	if empty {
+		return nil
+	}
+	s, err := openNftSocket()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.commit(w.data); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("cannot delete our old jumps of %s: %w", id, err)
+	}
+	return nil
+}
