@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,9 +31,19 @@ type Agent struct {
 	source  *fileSource
 	loop    *reconcile.Loop
 	notify  *notifier
+	events  *events
+	metrics *agentMetrics
+	alarms  *alarms
 	desired atomic.Pointer[Desired]
-	looks   looks
 	asking  chan struct{} // holds a token while a request is with the source
+
+	// What the loop keeps, see resources.
+	rules     *ruleWatch
+	firewall  *firewallResource
+	sysctls   *sysctlResource
+	processes *processesResource
+	files     *filesResource
+	looks     looks
 
 	mu       sync.Mutex
 	group    *errgroup.Group
@@ -40,10 +51,15 @@ type Agent struct {
 	services map[string]*supervise.Supervisor
 }
 
+// gcPercent is half of Go's default: the heap is small, and an idle daemon
+// allocates next to nothing.
+const gcPercent = 50
+
 // Run is the daemon. It returns nil after ctx is done; rules and services stay
 // as they are. ErrLocked means that another one already works on runtime_dir.
 func Run(ctx context.Context, configFile, version string, reload <-chan struct{}, log *slog.Logger) error {
 	unix.Umask(0o077)
+	debug.SetGCPercent(gcPercent)
 	source, release, err := lockedSource(ctx, configFile, log)
 	if err != nil {
 		return err
@@ -54,16 +70,21 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 	if err != nil {
 		return err
 	}
-	a := newAgent(source, fw, version, log)
+	a := newAgent(ctx, source, fw, version, log)
+	defer a.close()
+	a.rules = newRuleWatch(fw, log)
+	a.alarms = newAlarms(fw, a.loop.Alarm, a.metrics.lost, log)
+	source.watch = newFileWatch(a.filesChanged, log)
 	server, err := control.Listen(ctx, cfg.RuntimeDir, a, log)
 	if err != nil {
 		return err
 	}
+	a.events.note(control.KindDaemon, fmt.Sprintf("version %s started, backend %s", version, fw.Backend()))
 	log.Info("started", "version", version, "node", cfg.Node, "backend", fw.Backend())
 	return a.runAll(ctx, server, reload)
 }
 
-func newAgent(source *fileSource, fw *firewall.Firewall, version string, log *slog.Logger) *Agent {
+func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, version string, log *slog.Logger) *Agent {
 	a := &Agent{
 		version: version, log: log, fw: fw, source: source,
 		notify:   newNotifier(log),
@@ -72,10 +93,43 @@ func newAgent(source *fileSource, fw *firewall.Firewall, version string, log *sl
 	}
 	first := source.current // a copy: the source goes on writing to its own
 	a.desired.Store(&first)
+	a.events = newEvents(ctx, first.Config.StateDir, log)
+	a.metrics = newMetrics(a)
+	a.processes = newProcessesResource(a.running)
+	a.files = newFilesResource(a.running, func() config.Config { return a.desired.Load().Config })
 	source.resources = a.resources
 	source.accepted = a.accept
-	a.loop = reconcile.New(source, pollInterval(first.Config.Reconcile.Interval, log), log, a.afterPass)
+	source.running = a.runs
+	a.loop = reconcile.New(source, reconcile.Options{
+		Interval: tickInterval(pollInterval(first.Config.Reconcile.Interval, log), fw.Backend()),
+		Full:     first.Config.Reconcile.Full,
+		OnTick:   func() { a.notify.beat(time.Now()) },
+		OnEvent: func(e reconcile.Event) {
+			a.events.record(e)
+			a.metrics.event(e)
+		},
+	}, log, a.afterPass)
 	return a
+}
+
+// close gives back what only looks; rules and services stay.
+func (a *Agent) close() {
+	a.rules.close()
+	a.sysctls.close()
+	a.files.close()
+}
+
+// filesChanged hears of a file or directory that counts. The users of data
+// directories may change theirs as often as they like, so these are no reason to
+// look at more than files.
+func (a *Agent) filesChanged(path string) {
+	for _, svc := range a.desired.Load().Config.Services {
+		if path == svc.DataDir {
+			a.loop.Alarm(reconcile.Alarm{Resource: filesName, At: time.Now()})
+			return
+		}
+	}
+	a.loop.Trigger(reconcile.Trigger{Reason: "files"})
 }
 
 func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-chan struct{}) error {
@@ -86,6 +140,15 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	group.Go(func() error { return a.loop.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.notify.run(ctx) })
+	group.Go(func() error { return a.events.run(ctx) })
+	group.Go(func() error { return a.settleDown(ctx) })
+	group.Go(func() error { return a.metrics.run(ctx) })
+	if a.alarms != nil {
+		group.Go(func() error { return a.alarms.run(ctx) })
+	}
+	if a.source.watch != nil {
+		group.Go(func() error { return a.source.watch.run(ctx) })
+	}
 	group.Go(func() error {
 		for {
 			select {
@@ -99,7 +162,18 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	return group.Wait()
 }
 
-// accept runs in the loop's goroutine with each new desired state. Services
+// settleDown gives back the memory that the start took, for reading files and
+// building profiles, which is more than is ever needed again.
+func (a *Agent) settleDown(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-a.loop.Enforced():
+		debug.FreeOSMemory()
+	}
+	return nil
+}
+
+// accept is called by the source with each new desired state. Services
 // that are new get a supervisor; one whose entry changed or went keeps running
 // as it is, since only an operator may end a database.
 func (a *Agent) accept(d Desired) {
@@ -174,14 +248,31 @@ func (d Desired) service(name string) (launch.Spec, bool) {
 	return d.Services[i], true
 }
 
-// afterPass runs in the loop's goroutine. A pass that ended is the proof of
-// life that the watchdog asks for.
+// afterPass runs in the loop's goroutine. A pass or tick that ended is the proof
+// of life that the watchdog asks for.
 func (a *Agent) afterPass(s reconcile.Snapshot) {
 	state := "WATCHDOG=1\nSTATUS=" + summary(s, a.serviceStates())
 	if s.Enforced() { // never before the rules are in place: others are ordered after us
 		state = "READY=1\n" + state
 	}
 	a.notify.send(state)
+	a.events.pass(s)
+	if a.source != nil {
+		a.events.opened(a.source.openings.all())
+	}
+}
+
+// runs is a number that changes whenever a service starts, ends or changes its
+// state.
+func (a *Agent) runs() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var sum uint64
+	for _, s := range a.services {
+		st := s.Status()
+		sum += uint64(st.Since.UnixNano()) * uint64(st.PID+1) //nolint:gosec // any number will do
+	}
+	return sum
 }
 
 // summary is what `systemctl status` shows.

@@ -62,9 +62,9 @@ func (r *fakeRules) set(drift string, applyErr error) {
 func testAgent(t *testing.T, s *fileSource, rules reconcile.Resource) *Agent {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	a := newAgent(s, new(firewall.Firewall), "test", log)
+	a := newAgent(t.Context(), s, new(firewall.Firewall), "test", log)
 	s.resources = func(Desired) []reconcile.Resource { return []reconcile.Resource{rules} }
-	a.loop = reconcile.New(s, time.Hour, log, a.afterPass)
+	a.loop = reconcile.New(s, reconcile.Options{Interval: time.Hour}, log, a.afterPass)
 	return a
 }
 

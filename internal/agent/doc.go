@@ -16,10 +16,19 @@
 // the next boot and one in runtime_dir for the launch stage, so that a service
 // can restart while the file on disk is broken.
 //
-// The loop keeps three resources, in this order: sysctls, rules and sets, and the
-// connections that the kernel tracks. These are not looked at in each pass, but
+// The loop keeps five resources, in this order: sysctls, rules and sets, the
+// connections that the kernel tracks, and of services the limits of their processes
+// and the modes of their files. Connections are not looked at in each pass, but
 // when something may have changed what is allowed: a new desired state, rules
-// that were put back, an opening that ended; and every 30 seconds.
+// that were put back, an opening that ended; and with each full look.
+//
+// What the loop asks in each tick runs no command and reads no file: ruleWatch
+// compares nf_tables' generation or the legacy tables' blobs, and the sets;
+// the fileSource compares what lstat says of all that its files' paths lead through
+// (trail). With nf_tables, alarms turns the kernel's notifications of foreign
+// commits into alarms, which ruleWatch answers from its image of the rules; with
+// legacy tables audit records do that, if auditing is on. fileWatch hears of
+// files by inotify. Each of these may fail, which costs at most one interval.
 //
 // How many connections a source may have is derived from what the service takes.
 // PostgreSQL is asked once after each start, by its own program, confined like
@@ -27,15 +36,16 @@
 // most: the service's user has a say in how long it takes. The daemon keeps the
 // answers in runtime_dir/facts.json, for the commands and for the next daemon.
 //
-// One errgroup joins all goroutines: the loop, the control server, the
-// notifier and one supervisor per service. Supervisors wait for the loop's
-// first clean pass before they start anything.
+// One errgroup joins all goroutines: the loop, the control server, the notifier,
+// the journal, metrics, what listens for changes, and one supervisor per service.
+// Supervisors wait for the loop's first clean pass before they start anything.
 //
 // A lock on runtime_dir/lock makes sure that one process at a time writes to the kernel:
 // the daemon for as long as it lives, or a one-shot command while none does.
 //
 // # Thread safety
 //
-// Run's parts share only atomics and channels. The one-shot functions may be
-// called from one goroutine at a time.
+// Run's parts share only atomics and channels, save for what is put back while the
+// same resource is being looked at: the means of that (ruleWatch) and looks have
+// a mutex. The one-shot functions may be called from one goroutine at a time.
 package agent

@@ -46,3 +46,6 @@ func (w *factWatch) read(ctx context.Context, cfg config.Config, configFile stri
 	}
 	return w.latest
 }
+
+// answered says whether a look has ended that read would take the findings of.
+func (w *factWatch) answered() bool { return len(w.look) > 0 }

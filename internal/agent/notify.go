@@ -21,14 +21,32 @@ type notifier struct {
 	latest  chan string
 	log     *slog.Logger
 	failing bool
+
+	// Of who sends.
+	watchdog time.Duration // within this time a message is due; 0: none is
+	last     string
+	sent     time.Time
 }
 
 func newNotifier(log *slog.Logger) *notifier {
-	return &notifier{socket: os.Getenv("NOTIFY_SOCKET"), latest: make(chan string, 1), log: log}
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		watchdog = 0 // pollInterval says so
+	}
+	return &notifier{socket: os.Getenv("NOTIFY_SOCKET"), latest: make(chan string, 1), log: log, watchdog: watchdog}
+}
+
+// beat repeats the last message when a quarter of the watchdog's time is over: that the
+// loop is alive is no news, and each message wakes systemd.
+func (n *notifier) beat(now time.Time) {
+	if n.watchdog > 0 && n.last != "" && now.Sub(n.sent) >= n.watchdog/4 {
+		n.send(n.last)
+	}
 }
 
 // send never blocks. It has one caller at a time.
 func (n *notifier) send(state string) {
+	n.last, n.sent = state, time.Now()
 	select {
 	case <-n.latest:
 	default:
@@ -74,7 +92,7 @@ func (n *notifier) write(ctx context.Context, state string) error {
 	return err
 }
 
-// pollInterval keeps the passes, which are the proof of life, frequent enough
+// pollInterval keeps the ticks, which are the proof of life, frequent enough
 // for systemd's watchdog, sd_watchdog_enabled(3).
 func pollInterval(configured time.Duration, log *slog.Logger) time.Duration {
 	watchdog, err := daemon.SdWatchdogEnabled(false)

@@ -44,7 +44,8 @@ func receive(t *testing.T, conn *net.UnixConn) string {
 
 func TestNotifications(t *testing.T) {
 	conn := systemd(t)
-	a := &Agent{notify: newNotifier(slog.New(slog.DiscardHandler)), services: map[string]*supervise.Supervisor{
+	log := slog.New(slog.DiscardHandler)
+	a := &Agent{notify: newNotifier(log), events: newEvents(t.Context(), t.TempDir(), log), services: map[string]*supervise.Supervisor{
 		"postgres": supervise.New(supervise.Spec{Name: "postgres"}, nil),
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -129,6 +130,35 @@ func TestOnlyTheNewestMessageIsSent(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A tick is a sign of life, but none that systemd is woken for each second.
+func TestTicksFeedTheWatchdog(t *testing.T) {
+	systemd(t)
+	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+	t.Setenv("WATCHDOG_USEC", "20000000")
+	n := newNotifier(slog.New(slog.DiscardHandler))
+	n.beat(time.Now().Add(time.Hour))
+	if len(n.latest) != 0 {
+		t.Error("a message before the first pass")
+	}
+	n.send("READY=1\nWATCHDOG=1")
+	<-n.latest
+	n.beat(n.sent.Add(4 * time.Second))
+	if len(n.latest) != 0 {
+		t.Error("a message though the last one is new")
+	}
+	n.beat(n.sent.Add(5 * time.Second))
+	if len(n.latest) != 1 || <-n.latest != "READY=1\nWATCHDOG=1" {
+		t.Error("no message in time, or another one")
+	}
+	t.Setenv("WATCHDOG_USEC", "")
+	n = newNotifier(slog.New(slog.DiscardHandler))
+	n.last = "WATCHDOG=1"
+	n.beat(time.Now().Add(time.Hour))
+	if len(n.latest) != 0 {
+		t.Error("a message though there is no watchdog")
 	}
 }
 

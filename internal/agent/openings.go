@@ -225,6 +225,13 @@ func (o *openings) next() time.Duration {
 	return least
 }
 
+// moved says whether follow would return another number than seen.
+func (o *openings) moved(seen uint64, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.changes != seen || slices.ContainsFunc(o.list, func(x control.Opening) bool { return x.Ended.IsZero() && !x.Until.After(now) })
+}
+
 // all returns every opening that is known, oldest first.
 func (o *openings) all() []control.Opening {
 	o.mu.Lock()

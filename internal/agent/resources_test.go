@@ -42,15 +42,24 @@ func TestConnectionsAreLookedAtWhenItMatters(t *testing.T) {
 	if l.due(d, now.Add(11*time.Second)) || !l.due(d, now.Add(10*time.Second+lookInterval)) {
 		t.Error("due at another time than after the interval")
 	}
-	if !l.again(now) || !l.due(d, now.Add(11*time.Second)) {
+	if wait, ok := l.again(now); !ok || wait != 0 || !l.due(d, now.Add(11*time.Second)) {
 		t.Error("not due after rules were written")
 	}
 	// Another tool that removes our rules again and again must not keep us busy.
-	if l.again(now.Add(againInterval / 2)) {
-		t.Error("a pass of its own twice in an interval")
+	if wait, ok := l.again(now.Add(againInterval / 4)); !ok || wait != againInterval*3/4 {
+		t.Errorf("the second look in an interval: in %v, %v", wait, ok)
 	}
-	if !l.again(now.Add(againInterval)) {
-		t.Error("no pass of its own after the interval")
+	if _, ok := l.again(now.Add(againInterval / 2)); ok {
+		t.Error("a third look in an interval")
+	}
+	// Rules that were put back during a look may have let somebody in after it.
+	l.done(d, now)
+	if !l.due(d, now) {
+		t.Error("a look that rules were put back during counts")
+	}
+	l.done(d, now.Add(2*againInterval))
+	if l.due(d, now.Add(2*againInterval)) {
+		t.Error("the look after it does not count")
 	}
 }
 
@@ -64,16 +73,39 @@ func TestResourcesComeInOrder(t *testing.T) {
 		}
 		return strings.Join(list, " ")
 	}
-	if got := names(d); got != "sysctl firewall connections" {
-		t.Errorf("at first: %s", got)
+	if got := names(d); got != "sysctl firewall connections processes files" {
+		t.Errorf("got %s", got)
 	}
-	a.looks.done(d, time.Now())
-	if got := names(d); got != "sysctl firewall" {
-		t.Errorf("while connections need no look: %s", got)
-	}
-	if got := names(mustBuild(t, configHead+"sysctl: {manage: false}\n")); got != "firewall connections" {
+	if got := names(mustBuild(t, configHead+"sysctl: {manage: false}\n")); got != "firewall connections processes files" {
 		t.Errorf("without sysctls: %s", got)
 	}
+}
+
+// What was seen of the rules counts until others are wanted.
+func TestRulesAreKeptByState(t *testing.T) {
+	a := &Agent{}
+	d := mustBuild(t, configHead)
+	first := a.rulesFor(d)
+	if a.rulesFor(d) != first {
+		t.Error("a new resource for the same state")
+	}
+	if a.rulesFor(mustBuild(t, configHead)) == first {
+		t.Error("the same resource for another state")
+	}
+}
+
+// The files that a cheap look keeps open are opened again only if others are wanted.
+func TestSysctlsKeepTheirFiles(t *testing.T) {
+	a := &Agent{}
+	d := mustBuild(t, configHead)
+	first := a.sysctlsFor(d.Sysctls)
+	if again := a.sysctlsFor(mustBuild(t, configHead).Sysctls); again != first {
+		t.Error("a new resource for the same sysctls")
+	}
+	if other := a.sysctlsFor(d.Sysctls[1:]); other == first {
+		t.Error("the same resource for others")
+	}
+	a.sysctls.close()
 }
 
 type strangePlan struct{}
@@ -127,6 +159,20 @@ func TestOpeningsEndByTheClock(t *testing.T) {
 	list := []firewall.Opening{{Port: 1, Until: now}, {Port: 2, Until: now.Add(time.Nanosecond)}}
 	if got := stillOpen(list, now); len(got) != 1 || got[0].Port != 2 {
 		t.Errorf("open: %+v", got)
+	}
+}
+
+func TestConnectionsAreNotListedEachTime(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // a list would fail
+	d := Desired{made: &buildMark{}}
+	r := &connectionsResource{want: d, looks: &looks{}}
+	if _, err := r.Plan(ctx); err == nil {
+		t.Error("no look at first")
+	}
+	r.looks.done(d, time.Now())
+	if plan, err := r.Plan(ctx); plan != nil || err != nil {
+		t.Errorf("%v, %v", plan, err)
 	}
 }
 

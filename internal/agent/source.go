@@ -23,6 +23,8 @@ type fileSource struct {
 	log        *slog.Logger
 	resources  func(Desired) []reconcile.Resource
 	accepted   func(Desired) // called with each state that becomes the current one
+	running    func() uint64 // changes with what runs of the services; may be nil
+	watch      *fileWatch    // is told which files count; may be nil
 
 	current    Desired
 	currentIn  input
@@ -40,6 +42,10 @@ type fileSource struct {
 	conf     confirmation
 
 	said Facts // what the services said at the last look
+
+	peersFile string // as the config named it at the last look
+	trail     trail  // of both files, from before they were read
+	ranThen   uint64 // what running said at the last look
 }
 
 // lockedSource is newFileSource for the one process that may write. Which lock
@@ -97,6 +103,9 @@ func readSource(ctx context.Context, configFile string, log *slog.Logger) (*file
 
 // Load implements reconcile.Source.
 func (s *fileSource) Load(ctx context.Context, force bool) (reconcile.Desired, error) {
+	if s.running != nil {
+		s.ranThen = s.running() // before the services are asked
+	}
 	var openErr error
 	s.open, s.openSeen, openErr = s.openings.follow(ctx)
 	settled := s.refresh(ctx, force)
@@ -116,6 +125,16 @@ func (s *fileSource) Load(ctx context.Context, force bool) (reconcile.Desired, e
 		d.Recheck = sooner(d.Recheck, settleTime)
 	}
 	return d, errors.Join(s.inputErr, s.saveErr, openErr, s.conf.err, buildErr)
+}
+
+// Peek implements reconcile.Peeker: it says whether Load may find another state
+// than it did last. What it cannot see is the host's name and pgpool's file, which
+// have their turn with the next pass.
+func (s *fileSource) Peek(ctx context.Context) bool {
+	now := time.Now()
+	return !s.trail.same(ctx) || s.facts.answered() || s.openings.moved(s.openSeen, now) ||
+		s.running != nil && s.running() != s.ranThen ||
+		s.conf.waits != nil && !s.conf.waits.until.After(now)
 }
 
 // sooner is the lesser of two times, of which 0 is never.
@@ -153,7 +172,7 @@ func (s *fileSource) extra() Extra { return Extra{Facts: s.said, Openings: s.ope
 // refresh looks at the files. A change counts, be it for good or bad, once it
 // has settled: a file that is being written in place must look the same twice.
 func (s *fileSource) refresh(ctx context.Context, force bool) (settled bool) {
-	in, cfg, err := readInput(ctx, s.configFile)
+	in, cfg, err := s.read(ctx)
 	settled = force || in.equal(s.seen) || in.equal(s.currentIn)
 	s.seen = in
 	if !settled {
@@ -164,6 +183,36 @@ func (s *fileSource) refresh(ctx context.Context, force bool) (settled bool) {
 	}
 	s.inputErr = goodStays(err)
 	return true
+}
+
+// read reads both files and remembers what led to them. The trail is from before,
+// so that a change in between shows the next time.
+func (s *fileSource) read(ctx context.Context) (input, config.Config, error) {
+	if s.peersFile == "" {
+		s.peersFile = s.current.Config.PeersFile
+	}
+	s.trail = followTrail(ctx, s.configFile, s.peersFile)
+	in, cfg, err := readInput(ctx, s.configFile)
+	if cfg.PeersFile != "" && cfg.PeersFile != s.peersFile {
+		s.peersFile = cfg.PeersFile
+		s.trail = followTrail(ctx, s.configFile, s.peersFile)
+		s.trail.fresh = true
+	}
+	if s.watch != nil {
+		s.watch.watch(append(s.trail.files(), s.dataDirs()...))
+	}
+	return in, cfg, err
+}
+
+// dataDirs are watched for their modes and owners.
+func (s *fileSource) dataDirs() []string {
+	var dirs []string
+	for _, svc := range s.current.Config.Services {
+		if svc.DataDir != "" {
+			dirs = append(dirs, svc.DataDir)
+		}
+	}
+	return dirs
 }
 
 func goodStays(err error) error {
@@ -207,6 +256,8 @@ func (s *fileSource) checkFixed(next config.Config) error {
 		{"state_dir", old.StateDir, next.StateDir},
 		{"firewall.backend", old.Firewall.Backend, next.Firewall.Backend},
 		{"reconcile.interval", old.Reconcile.Interval.String(), next.Reconcile.Interval.String()},
+		{"reconcile.full", old.Reconcile.Full.String(), next.Reconcile.Full.String()},
+		{"metrics.listen", old.Metrics.Listen, next.Metrics.Listen},
 	}
 	for _, svc := range next.Services {
 		was, ok := s.supervised[svc.Name]

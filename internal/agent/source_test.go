@@ -220,6 +220,8 @@ func TestChangesThatNeedARestart(t *testing.T) {
 		{"state_dir", "/state\n", "/other\n", ":4: state_dir cannot change from"},
 		{"backend", "services:", "firewall: {backend: legacy}\nservices:", ":5: firewall.backend cannot change from auto to legacy"},
 		{"interval", "services:", "reconcile: {interval: 5s}\nservices:", ":5: reconcile.interval cannot change from 1s to 5s"},
+		{"full", "services:", "reconcile: {full: 5m}\nservices:", ":5: reconcile.full cannot change from 30s to 5m0s"},
+		{"metrics", "services:", "metrics: {listen: 127.0.0.1:9188}\nservices:", ":5: metrics.listen cannot change from none to 127.0.0.1:9188"},
 		{"program", "postgresql/15/bin", "postgresql/16/bin", ":9: services.postgres.command cannot change from /usr/lib/postgresql/15/bin/postgres to /usr/lib/postgresql/16/bin/postgres"},
 		{"data_dir", command, "command: [/usr/lib/postgresql/15/bin/postgres]", ":6: services.postgres.data_dir cannot change from /var/lib/postgresql/15/main to none"},
 		{"stop_timeout", command, command + "\n    stop_timeout: 5m", ":10: services.postgres.stop_timeout cannot change from 1m0s to 5m0s"},

@@ -24,13 +24,17 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	s := control.Status{
 		Version: a.version, Node: d.Self.Name, Role: d.Self.Role, Instance: d.Peers.Instance,
 		State: control.StateOK, Reasons: []string{}, PID: os.Getpid(), Backend: a.fw.Backend(),
-		Generation: snap.Generation, LastReconcile: snap.LastPass,
-		Services: []control.Service{}, Drift: []control.Drift{},
+		Generation: snap.Generation, LastReconcile: snap.LastPass, LastLook: snap.LastLook, Alarms: a.alarms.source(),
+		Services: []control.Service{}, Drift: []control.Drift{}, Warnings: []string{},
 		Openings: a.source.openings.open(), Pending: a.source.conf.shown.Load(),
 	}
 	for _, p := range snap.Problems {
 		s.Reasons = append(s.Reasons, fmt.Sprintf("%s: %s (since %s)", p.What, p.Text, p.Since.Format(time.RFC3339)))
 	}
+	if err := a.events.err(); err != nil {
+		s.Reasons = append(s.Reasons, fmt.Sprintf("journal: %v", err))
+	}
+	a.rules.addOther(&s)
 	s.Layers = append(s.Layers,
 		netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s),
 		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage))
@@ -38,7 +42,7 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 		a.addService(ctx, d, state, &s)
 	}
 	for _, e := range snap.Events {
-		s.Drift = append(s.Drift, control.Drift(e))
+		s.Drift = append(s.Drift, driftOf(e))
 	}
 	if len(s.Reasons) > 0 {
 		s.State = control.StateDegraded
@@ -46,15 +50,30 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	return s
 }
 
-// overdue says whether the last pass is so long ago that it proves nothing any more.
+// addOther says what the backend that is not in use holds. Others may well use
+// it, unless that makes our rules lie.
+func (w *ruleWatch) addOther(s *control.Status) {
+	if w == nil {
+		return
+	}
+	switch other := w.other.Load(); {
+	case other == nil || other.Empty():
+	case other.Serious():
+		s.Reasons = append(s.Reasons, "netfilter: "+other.String())
+	default:
+		s.Warnings = append(s.Warnings, other.String())
+	}
+}
+
+// overdue says whether the last look is so long ago that it proves nothing any more.
 func overdue(snap reconcile.Snapshot, interval time.Duration) bool {
-	return time.Since(snap.LastPass) > time.Minute+interval
+	return time.Since(snap.LastLook) > time.Minute+interval
 }
 
 // netfilterLayer: connections that should have been cut count as well.
 func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend string, s *control.Status) control.Layer {
 	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Right("firewall", "connections")}
-	age := time.Since(snap.LastPass)
+	age := time.Since(snap.LastLook)
 	switch {
 	case snap.Passes == 0:
 		l.Detail = "no pass yet"
@@ -64,14 +83,15 @@ func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend str
 		l.Detail = fmt.Sprintf("last compared with the kernel %s ago", age.Round(time.Second))
 		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; if it lasts, restart the daemon (services go on)")
 	case l.Enforced:
-		l.Detail = fmt.Sprintf("rules and sets equal the plan, read back %d ms ago (%s)", age.Milliseconds(), backend)
+		l.Detail = fmt.Sprintf("rules and sets equal the plan, looked at %d ms ago, read back in full %.0f s ago (%s)",
+			age.Milliseconds(), time.Since(snap.LastPass).Seconds(), backend)
 	default:
 		l.Detail = "not known to equal the plan, see the reasons"
 	}
 	return l
 }
 
-// sysctlLayer is looked at in the same passes, and netfilterLayer says if there
+// sysctlLayer is looked at in the same ticks and passes, and netfilterLayer says if there
 // was none.
 func sysctlLayer(snap reconcile.Snapshot, interval time.Duration, managed bool) control.Layer {
 	l := control.Layer{Name: "sysctl", Subject: "node", Configured: managed}
@@ -84,7 +104,7 @@ func sysctlLayer(snap reconcile.Snapshot, interval time.Duration, managed bool) 
 		l.Detail = "not known to be as desired, see the reasons"
 	default:
 		l.Enforced = true
-		l.Detail = fmt.Sprintf("network settings are as desired, read back %d ms ago", time.Since(snap.LastPass).Milliseconds())
+		l.Detail = fmt.Sprintf("network settings are as desired, read back %d ms ago", time.Since(snap.LastLook).Milliseconds())
 	}
 	return l
 }

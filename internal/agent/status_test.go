@@ -13,6 +13,7 @@ import (
 	"github.com/pghardend/pghardend/internal/launch"
 	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/internal/supervise"
+	"github.com/pghardend/pghardend/pkg/firewall"
 )
 
 func TestNetfilterLayer(t *testing.T) {
@@ -28,13 +29,13 @@ func TestNetfilterLayer(t *testing.T) {
 		reasons  int
 	}{
 		{"before the first pass", reconcile.Snapshot{}, time.Second, false, "no pass yet", 1},
-		{"clean", reconcile.Snapshot{Passes: 1, LastPass: now}, time.Second, true, "read back", 0},
-		{"bad input", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: badInput}, time.Second, true, "read back", 0},
-		{"broken", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: broken}, time.Second, false, "not known to equal the plan", 0},
-		{"only a sysctl is wrong", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "sysctl"}}}, time.Second, true, "read back", 0},
-		{"a connection could not be cut", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "connections"}}}, time.Second, false, "see the reasons", 0},
-		{"the loop hangs", reconcile.Snapshot{Passes: 1, LastPass: now.Add(-2 * time.Minute)}, time.Second, false, "2m0s ago", 1},
-		{"the interval is long", reconcile.Snapshot{Passes: 1, LastPass: now.Add(-70 * time.Second)}, time.Minute, true, "read back", 0},
+		{"clean", reconcile.Snapshot{Passes: 1, LastLook: now}, time.Second, true, "read back", 0},
+		{"bad input", reconcile.Snapshot{Passes: 1, LastLook: now, Problems: badInput}, time.Second, true, "read back", 0},
+		{"broken", reconcile.Snapshot{Passes: 1, LastLook: now, Problems: broken}, time.Second, false, "not known to equal the plan", 0},
+		{"only a sysctl is wrong", reconcile.Snapshot{Passes: 1, LastLook: now, Problems: []reconcile.Problem{{What: "sysctl"}}}, time.Second, true, "read back", 0},
+		{"a connection could not be cut", reconcile.Snapshot{Passes: 1, LastLook: now, Problems: []reconcile.Problem{{What: "connections"}}}, time.Second, false, "see the reasons", 0},
+		{"the loop hangs", reconcile.Snapshot{Passes: 1, LastLook: now.Add(-2 * time.Minute)}, time.Second, false, "2m0s ago", 1},
+		{"the interval is long", reconcile.Snapshot{Passes: 1, LastLook: now.Add(-70 * time.Second)}, time.Minute, true, "read back", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var s control.Status
@@ -56,16 +57,41 @@ func TestSysctlLayer(t *testing.T) {
 		detail   string
 	}{
 		{"before the first pass", reconcile.Snapshot{}, true, false, "no pass yet"},
-		{"clean", reconcile.Snapshot{Passes: 1, LastPass: now}, true, true, "read back"},
-		{"only the rules are wrong", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "firewall"}}}, true, true, "read back"},
-		{"wrong", reconcile.Snapshot{Passes: 1, LastPass: now, Problems: []reconcile.Problem{{What: "sysctl"}}}, true, false, "see the reasons"},
-		{"the loop hangs", reconcile.Snapshot{Passes: 1, LastPass: now.Add(-2 * time.Minute)}, true, false, "see the reasons"},
-		{"nobody asked", reconcile.Snapshot{Passes: 1, LastPass: now}, false, false, "left to others"},
+		{"clean", reconcile.Snapshot{Passes: 1, LastLook: now}, true, true, "read back"},
+		{"only the rules are wrong", reconcile.Snapshot{Passes: 1, LastLook: now, Problems: []reconcile.Problem{{What: "firewall"}}}, true, true, "read back"},
+		{"wrong", reconcile.Snapshot{Passes: 1, LastLook: now, Problems: []reconcile.Problem{{What: "sysctl"}}}, true, false, "see the reasons"},
+		{"the loop hangs", reconcile.Snapshot{Passes: 1, LastLook: now.Add(-2 * time.Minute)}, true, false, "see the reasons"},
+		{"nobody asked", reconcile.Snapshot{Passes: 1, LastLook: now}, false, false, "left to others"},
 	} {
 		l := sysctlLayer(tt.snap, time.Second, tt.managed)
 		if l.Name != "sysctl" || l.Subject != "node" || l.Configured != tt.managed || l.Enforced != tt.enforced || !strings.Contains(l.Detail, tt.detail) {
 			t.Errorf("%s: %+v", tt.name, l)
 		}
+	}
+}
+
+// Rules of the other backend are its users' business, unless they make ours lie.
+func TestF08_RulesOfTheOtherBackendAreReported(t *testing.T) {
+	for _, tt := range []struct {
+		name              string
+		other             *firewall.OtherRules
+		warnings, reasons int
+	}{
+		{"not looked at", nil, 0, 0},
+		{"none", &firewall.OtherRules{Backend: "legacy"}, 0, 0},
+		{"rules", &firewall.OtherRules{Backend: "legacy", Families: [2]firewall.OtherFamily{{Rules: 3, Tables: []string{"filter"}}}}, 1, 0},
+		{"ours", &firewall.OtherRules{Backend: "legacy", Families: [2]firewall.OtherFamily{{}, {Rules: 3, Ours: true}}}, 0, 1},
+		{"a policy", &firewall.OtherRules{Backend: "legacy", Families: [2]firewall.OtherFamily{{Drops: true}}}, 0, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &ruleWatch{}
+			w.other.Store(tt.other)
+			var s control.Status
+			w.addOther(&s)
+			if len(s.Warnings) != tt.warnings || len(s.Reasons) != tt.reasons {
+				t.Errorf("warnings %q, reasons %q", s.Warnings, s.Reasons)
+			}
+		})
 	}
 }
 

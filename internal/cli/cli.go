@@ -122,7 +122,7 @@ func newRoot(o *options) *cobra.Command {
 	root.SetErr(o.errOut)
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig, "configuration file")
 	root.AddCommand(
-		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newVerify(o),
+		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newEvents(o), newVerify(o),
 		newExplain(o), newOpen(o), newClose(o),
 		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
 	return root

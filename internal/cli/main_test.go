@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE ARG...   runs pghardend and wants this exit code
 //	hold DIR            holds the lock of this runtime_dir, as a process that is no daemon
-//	daemon DIR FILE     answers on the control socket with the status in FILE
+//	daemon DIR FILE…    answers on the control socket with the status in FILE, and the events in another
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -122,10 +123,14 @@ func hold(ts *testscript.TestScript, _ bool, args []string) {
 func daemon(ts *testscript.TestScript, _ bool, args []string) {
 	var status control.Status
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &status))
+	var events []control.Event
+	if len(args) > 2 {
+		ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[2])), &events))
+	}
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o700))
 	ctx, cancel := context.WithCancel(context.Background())
-	server, err := control.Listen(ctx, dir, &canned{status}, slog.New(slog.DiscardHandler))
+	server, err := control.Listen(ctx, dir, &canned{status, events}, slog.New(slog.DiscardHandler))
 	ts.Check(err)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx) }()
@@ -135,8 +140,11 @@ func daemon(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-// canned is a daemon that always has the same status.
-type canned struct{ status control.Status }
+// canned is a daemon that always has the same status and the same events.
+type canned struct {
+	status control.Status
+	events []control.Event
+}
 
 func (c *canned) Status(context.Context) control.Status { return c.status }
 
@@ -172,6 +180,26 @@ func (c *canned) Close(_ context.Context, id, by string) (control.Opening, error
 	o.EndedBy = by
 	return o, nil
 }
+
+func (c *canned) Events(_ context.Context, after uint64, limit int) ([]control.Event, error) {
+	list := slices.DeleteFunc(slices.Clone(c.events), func(e control.Event) bool { return e.Seq <= after })
+	if limit > 0 {
+		list = list[max(0, len(list)-limit):]
+	}
+	return list, nil
+}
+
+func (c *canned) Follow(ctx context.Context, after uint64, limit int) (<-chan control.Event, error) {
+	list, err := c.Events(ctx, after, limit)
+	ch := make(chan control.Event, len(list))
+	for _, e := range list {
+		ch <- e
+	}
+	close(ch) // as if the daemon ended
+	return ch, err
+}
+
+func (c *canned) Metrics() http.Handler { return nil }
 
 func (c *canned) StartService(_ context.Context, name string) error { return c.know(name) }
 

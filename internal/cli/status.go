@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,6 +56,7 @@ func noDaemon(ctx context.Context, configFile string, cause error) control.Statu
 		Version: version, State: control.StateDegraded,
 		Reasons: []string{cause.Error() + ", so nothing is watched or repaired; start the daemon (systemctl start pghardend), `pghardend verify` says how things stand"},
 		Layers:  []control.Layer{}, Services: []control.Service{}, Drift: []control.Drift{}, Openings: []control.Opening{},
+		Warnings: []string{},
 	}
 	d, err := agent.Load(ctx, configFile)
 	if err != nil {
@@ -72,6 +74,9 @@ func printStatus(out io.Writer, s control.Status, now time.Time) error {
 	fmt.Fprintln(out)
 	for _, r := range s.Reasons {
 		fmt.Fprintf(out, "  ! %s\n", strings.ReplaceAll(digest(r, shownLines), "\n", "\n    "))
+	}
+	for _, r := range s.Warnings {
+		fmt.Fprintf(out, "  * %s\n", strings.ReplaceAll(digest(r, shownLines), "\n", "\n    "))
 	}
 	if p := s.Pending; p != nil {
 		fmt.Fprintf(out, "  ? a change goes back at %s (%s left), unless `pghardend confirm` is said before\n", p.Until.Format(time.RFC3339), left(p.Until, now))
@@ -98,6 +103,9 @@ func printStatus(out io.Writer, s control.Status, now time.Time) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if !s.LastLook.IsZero() {
+		fmt.Fprintf(out, "\nlast look %s ago; drift is announced by: %s\n", lookAge(now.Sub(s.LastLook)), cmp.Or(s.Alarms, "nothing, only looked for"))
+	}
 	return printDrift(out, s.Drift)
 }
 
@@ -110,21 +118,55 @@ func printDrift(out io.Writer, drift []control.Drift) error {
 	if len(drift) == 0 {
 		return nil
 	}
-	fmt.Fprintf(out, "\nLAST CHANGES (%d of %d)\n", min(shownDrifts, len(drift)), len(drift))
-	for _, d := range drift[max(0, len(drift)-shownDrifts):] {
-		end := fmt.Sprintf("restored after at most %.0f ms", d.OpenMS)
-		switch {
-		case d.Repaired.IsZero():
-			end = "NOT restored"
-		case d.Error != "":
-			end = fmt.Sprintf("right again after at most %.0f ms, by another hand", d.OpenMS)
+	shown := lastDrifts(drift, shownDrifts)
+	fmt.Fprintf(out, "\nLAST CHANGES (%d of %d)\n", len(shown), len(drift))
+	for _, d := range shown {
+		fmt.Fprintf(out, "%s %s (%s), %s\n", d.Found.Local().Format(time.RFC3339), d.Resource, d.Cause, driftEnd(d))
+		if d.Who != nil {
+			fmt.Fprintf(out, "  changed by %s\n", oneLine(d.Who.String()))
 		}
-		fmt.Fprintf(out, "%s %s (%s), %s\n", d.Found.Local().Format(time.RFC3339), d.Resource, d.Cause, end)
 		for line := range strings.Lines(digest(d.What, shownLines)) {
 			fmt.Fprintf(out, "  %s\n", strings.TrimSuffix(line, "\n"))
 		}
 	}
+	if len(shown) < len(drift) {
+		fmt.Fprintln(out, "`pghardend events` shows more")
+	}
 	return nil
+}
+
+// lastDrifts are the last n, of which what was changed on purpose pushes none out
+// that was not.
+func lastDrifts(list []control.Drift, n int) []control.Drift {
+	left := map[bool]int{}
+	for _, d := range list {
+		left[isDrift(d)]++
+	}
+	most := map[bool]int{true: min(n, left[true])}
+	most[false] = n - most[true]
+	var out []control.Drift
+	for _, d := range list {
+		if left[isDrift(d)] <= most[isDrift(d)] {
+			out = append(out, d)
+		}
+		left[isDrift(d)]--
+	}
+	return out
+}
+
+// isDrift counts as well what is not as it should be still.
+func isDrift(d control.Drift) bool { return d.Cause == "drift" || d.Repaired.IsZero() }
+
+func driftEnd(d control.Drift) string {
+	switch {
+	case d.Restart && d.Repaired.IsZero():
+		return "NOT restored, a restart is needed"
+	case d.Repaired.IsZero():
+		return "NOT restored"
+	case d.Error != "":
+		return fmt.Sprintf("right again after at most %s, by another hand", ms(d.OpenMS))
+	}
+	return fmt.Sprintf("restored after at most %s", ms(d.OpenMS))
 }
 
 // digest cuts long text: of a plan it leaves what differs, without the rules and
@@ -142,6 +184,9 @@ func digest(text string, n int) string {
 	}
 	return strings.Join(lines, "\n") + fmt.Sprintf("\n… %d more lines, --json has them", all-len(lines))
 }
+
+// lookAge is never below nothing: the clock may have been set.
+func lookAge(d time.Duration) string { return max(0, d).Round(10 * time.Millisecond).String() }
 
 func yesNo(b bool) string {
 	if b {

@@ -118,37 +118,51 @@ func (c *Client) StopService(ctx context.Context, name string) error {
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, into any) error {
+	answer, err := c.ask(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	if into == nil {
+		return nil
+	}
+	if err := json.NewDecoder(answer).Decode(into); err != nil {
+		return c.unreadable(err)
+	}
+	return nil
+}
+
+// ask sends a request and returns the answer to it, which is no error.
+func (c *Client) ask(ctx context.Context, method, path string, body any) (io.ReadCloser, error) {
 	var text io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
 		if err != nil {
-			return fmt.Errorf("cannot ask the daemon: %w", err)
+			return nil, fmt.Errorf("cannot ask the daemon: %w", err)
 		}
 		text = bytes.NewReader(data)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://pghardend"+path, text)
 	if err != nil {
-		return fmt.Errorf("cannot ask the daemon: %w", err)
+		return nil, fmt.Errorf("cannot ask the daemon: %w", err)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.explain(err)
+		return nil, c.explain(err)
+	}
+	if resp.StatusCode < http.StatusBadRequest {
+		return resp.Body, nil
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode >= http.StatusBadRequest {
-		var f failure
-		if err := json.NewDecoder(resp.Body).Decode(&f); err != nil || f.Error == "" {
-			return fmt.Errorf("the daemon on %s answers %s; is it of the same version as this command?", c.path, resp.Status)
-		}
-		return errors.New(f.Error)
+	var f failure
+	if err := json.NewDecoder(resp.Body).Decode(&f); err != nil || f.Error == "" {
+		return nil, fmt.Errorf("the daemon on %s answers %s; is it of the same version as this command?", c.path, resp.Status)
 	}
-	if into == nil {
-		return nil
-	}
-	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
-		return c.explain(fmt.Errorf("its answer cannot be read: %w", err))
-	}
-	return nil
+	return nil, errors.New(f.Error)
+}
+
+func (c *Client) unreadable(err error) error {
+	return c.explain(fmt.Errorf("its answer cannot be read: %w", err))
 }
 
 // explain says what a failed exchange means for who asked.

@@ -28,6 +28,9 @@ type backend struct {
 	close   func(id, by string) (Opening, error)
 	list    []Opening
 	service func(ctx context.Context, verb, name string) error
+	events  func(after uint64, limit int) ([]Event, error)
+	follow  func(ctx context.Context, after uint64, limit int) (<-chan Event, error)
+	metrics http.Handler
 }
 
 func (b *backend) Status(context.Context) Status { return b.status }
@@ -49,6 +52,16 @@ func (b *backend) StartService(ctx context.Context, name string) error {
 func (b *backend) StopService(ctx context.Context, name string) error {
 	return b.service(ctx, "stop", name)
 }
+
+func (b *backend) Events(_ context.Context, after uint64, limit int) ([]Event, error) {
+	return b.events(after, limit)
+}
+
+func (b *backend) Follow(ctx context.Context, after uint64, limit int) (<-chan Event, error) {
+	return b.follow(ctx, after, limit)
+}
+
+func (b *backend) Metrics() http.Handler { return b.metrics }
 
 // serve runs a server and returns its directory and a function that ends it.
 func serve(t *testing.T, b Backend) (dir string, stop func()) {

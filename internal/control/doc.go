@@ -9,6 +9,9 @@
 //	GET  /v1/openings                   → [Opening], those that ended too
 //	POST /v1/openings                   → Opening, of {"from", "proto", "port", "for", "reason"}
 //	DELETE /v1/openings/ID              → Opening that has ended
+//	GET  /v1/events?after=SEQ&limit=N   → one Event a line, those that are known
+//	     …&follow=true                  → and all that come, until either side ends it
+//	GET  /metrics                       → metrics, for Prometheus
 //	POST /v1/services/NAME/start|stop   → {}
 //
 // An error is {"error": "..."} with a status of 4xx or 5xx. A request lasts as
@@ -20,7 +23,8 @@
 // daemon's own user) can connect: the file mode is the access control. Who it was
 // that asked for an opening is recorded as the kernel says (SO_PEERCRED). The
 // server only passes requests on to a Backend and never writes to the kernel.
-// A slow or stuck client holds up nobody but itself.
+// A slow or stuck client holds up nobody but itself: what it does not read in time
+// ends its connection, and who follows the events is told if some were missed.
 //
 // # Thread safety
 //

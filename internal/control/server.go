@@ -39,6 +39,13 @@ type Backend interface {
 	Close(ctx context.Context, id, by string) (Opening, error)
 	StartService(ctx context.Context, name string) error
 	StopService(ctx context.Context, name string) error
+	// Events are the last of those after a sequence number, oldest first; a limit of
+	// 0 means all that are still known.
+	Events(ctx context.Context, after uint64, limit int) ([]Event, error)
+	// Follow sends the same and all that come. The channel is closed when ctx is
+	// done, or when its reader has fallen behind.
+	Follow(ctx context.Context, after uint64, limit int) (<-chan Event, error)
+	Metrics() http.Handler // nil: there are none
 }
 
 // Errors that a Backend wraps.

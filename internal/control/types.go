@@ -1,7 +1,10 @@
 package control
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -23,10 +26,13 @@ type Status struct {
 	Backend       string    `json:"backend"`
 	Generation    uint64    `json:"generation"`
 	LastReconcile time.Time `json:"last_reconcile"`
+	LastLook      time.Time `json:"last_look"` // last compared with the kernel, thoroughly or cheaply
+	Alarms        string    `json:"alarms"`    // what announces drift: notifications of nf_tables, audit, or polls alone
 	Layers        []Layer   `json:"layers"`
 	Services      []Service `json:"services"`
 	Drift         []Drift   `json:"drift"`    // oldest first
 	Openings      []Opening `json:"openings"` // in force, oldest first
+	Warnings      []string  `json:"warnings"` // what an operator should know, though nothing is wrong with our own
 	Pending       *Pending  `json:"pending,omitempty"`
 }
 
@@ -53,14 +59,75 @@ type Service struct {
 
 // Drift is one resource that was not as desired, and its repair.
 type Drift struct {
+	ID       uint64    `json:"id"` // counts from the daemon's start
 	Resource string    `json:"resource"`
-	Cause    string    `json:"cause"` // start, change or drift
+	Cause    string    `json:"cause"`   // start, change or drift
+	Trigger  string    `json:"trigger"` // how it was found: event, tick, full, request …
 	What     string    `json:"what"`
 	Since    time.Time `json:"since"`    // last seen to be right
 	Found    time.Time `json:"found"`    // seen to be wrong
 	Repaired time.Time `json:"repaired"` // zero if it was not repaired
 	OpenMS   float64   `json:"open_ms"`  // at most so long
+	Who      *Culprit  `json:"who,omitempty"`
+	Restart  bool      `json:"restart,omitempty"` // only a restart of the service puts it right
 	Error    string    `json:"error,omitempty"`
+}
+
+// Culprit is the process that changed something, as far as it was still there to
+// be looked at.
+type Culprit struct {
+	PID     int    `json:"pid"`
+	Command string `json:"command"`
+	UID     int    `json:"uid"`              // -1: unknown
+	Exe     string `json:"exe,omitempty"`    // its executable
+	Args    string `json:"args,omitempty"`   // its command line, cut
+	Parent  string `json:"parent,omitempty"` // who started it, as "fail2ban-server (812)"
+}
+
+// Kinds of an Event beside the causes of a Drift.
+const (
+	KindConflict = "conflict"       // somebody changes our rules again and again
+	KindRestart  = "restart-needed" // a Drift that cannot be put back in place
+	KindOpening  = "opening"
+	KindDaemon   = "daemon"
+)
+
+// String is the culprit for people, in one line.
+func (c Culprit) String() string {
+	name := c.Args
+	if name == "" {
+		name = c.Command
+	}
+	var about []string
+	if c.PID > 0 {
+		about = append(about, fmt.Sprintf("pid %d", c.PID))
+	}
+	if c.UID >= 0 {
+		about = append(about, fmt.Sprintf("uid %d", c.UID))
+	}
+	if c.Exe != "" {
+		about = append(about, c.Exe)
+	}
+	if c.Parent != "" {
+		about = append(about, "by "+c.Parent)
+	}
+	name = cmp.Or(name, "unknown")
+	if len(about) == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s (%s)", name, strings.Join(about, ", "))
+}
+
+// Event is one record of the journal. Records with the same Boot, PID and ID (not
+// 0) tell of the same Drift; the last of them counts.
+type Event struct {
+	Seq  uint64    `json:"seq"`  // the order, also where the clock was set
+	At   time.Time `json:"at"`   // when it was written down
+	Boot string    `json:"boot"` // the kernel's boot id
+	PID  int       `json:"pid"`  // the daemon's
+	Kind string    `json:"kind"`
+	Lost int       `json:"lost,omitempty"` // records before this one that were lost
+	Drift
 }
 
 // Opening is a hole in the rules that closes by itself.

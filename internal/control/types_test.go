@@ -24,6 +24,8 @@ const golden = `{
   "backend": "nft",
   "generation": 3,
   "last_reconcile": "2026-01-02T03:04:05Z",
+  "last_look": "2026-01-02T03:04:05Z",
+  "alarms": "nft notifications",
   "layers": [
     {
       "name": "netfilter",
@@ -47,13 +49,24 @@ const golden = `{
   ],
   "drift": [
     {
+      "id": 9,
       "resource": "firewall",
       "cause": "drift",
+      "trigger": "event",
       "what": "ipv4 chain PGHARDEND-IN: missing",
       "since": "2026-01-02T03:04:05Z",
       "found": "2026-01-02T03:04:05Z",
       "repaired": "2026-01-02T03:04:05Z",
       "open_ms": 12.5,
+      "who": {
+        "pid": 123,
+        "command": "iptables",
+        "uid": 0,
+        "exe": "/usr/sbin/xtables-nft-multi",
+        "args": "iptables -F",
+        "parent": "bash (122)"
+      },
+      "restart": true,
       "error": "why"
     }
   ],
@@ -71,6 +84,9 @@ const golden = `{
       "ended_by": "uid 0"
     }
   ],
+  "warnings": [
+    "legacy iptables holds 3 rules"
+  ],
   "pending": {
     "since": "2026-01-02T03:04:05Z",
     "until": "2026-01-02T03:04:05Z"
@@ -82,10 +98,12 @@ func TestStatusJSON(t *testing.T) {
 	s := Status{
 		Version: "1.0", Node: "pg-0", Role: "postgres", Instance: "orders-prod",
 		State: StateDegraded, Reasons: []string{"config: bad"}, PID: 42, Backend: "nft", Generation: 3, LastReconcile: at,
+		LastLook: at, Alarms: "nft notifications", Warnings: []string{"legacy iptables holds 3 rules"},
 		Layers:   []Layer{{Name: "netfilter", Subject: "node", Configured: true, Detail: "no pass yet"}},
 		Services: []Service{{Name: "postgres", State: "ready", PID: 4711, Processes: 7, Since: at, Adopted: true, Restarts: 2}},
 		Drift: []Drift{{
-			Resource: "firewall", Cause: "drift", What: "ipv4 chain PGHARDEND-IN: missing",
+			ID: 9, Resource: "firewall", Cause: "drift", Trigger: "event", What: "ipv4 chain PGHARDEND-IN: missing", Restart: true,
+			Who:   &Culprit{PID: 123, Command: "iptables", Exe: "/usr/sbin/xtables-nft-multi", Args: "iptables -F", Parent: "bash (122)"},
 			Since: at, Found: at, Repaired: at, OpenMS: 12.5, Error: "why",
 		}},
 		Openings: []Opening{{

@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -105,12 +106,57 @@ func (r *thing) written() int {
 	return r.writes
 }
 
+// swift is a thing with a reflex and a cheap look.
+type swift struct {
+	thing
+	reflexes []time.Time
+	peeked   int
+	blind    bool                                    // the cheap look never says anything
+	reflex   func(have string) (now string, e error) // instead of writing want
+}
+
+func (r *swift) Peek(context.Context) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.peeked++
+	return !r.blind && r.have != r.want
+}
+
+func (r *swift) Reflex(context.Context) (Plan, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reflexes = append(r.reflexes, time.Now())
+	was := r.have
+	var err error
+	if r.reflex != nil {
+		r.have, err = r.reflex(was)
+	} else {
+		r.have = r.want
+	}
+	return diff{was, r.have}, err
+}
+
+func (r *swift) reflexed() []time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]time.Time{}, r.reflexes...)
+}
+
+// peekSource is a source that may be looked at cheaply.
+type peekSource struct {
+	*source
+	changed atomic.Bool
+}
+
+func (s *peekSource) Peek(context.Context) bool { return s.changed.Swap(false) }
+
 // source yields what a test last put into it.
 type source struct {
 	mu      sync.Mutex
 	desired Desired
 	err     error
 	forced  []bool
+	hang    chan struct{} // Load waits for its end
 }
 
 func newSource(resources ...Resource) *source {
@@ -118,6 +164,12 @@ func newSource(resources ...Resource) *source {
 }
 
 func (s *source) Load(_ context.Context, force bool) (Desired, error) {
+	s.mu.Lock()
+	hang := s.hang
+	s.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forced = append(s.forced, force)
@@ -169,8 +221,13 @@ func (w *logText) Reset() {
 
 func start(t *testing.T, s Source) *bed {
 	t.Helper()
+	return startWith(t, s, Options{Interval: interval})
+}
+
+func startWith(t *testing.T, s Source, o Options) *bed {
+	t.Helper()
 	b := &bed{log: &logText{}}
-	b.Loop = New(s, interval, slog.New(slog.NewTextHandler(b.log, nil)), nil)
+	b.Loop = New(s, o, slog.New(slog.NewTextHandler(b.log, nil)), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()

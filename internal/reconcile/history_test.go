@@ -68,7 +68,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	for i := range 3 * maxEvents {
 		now := time.Unix(int64(i), 0)
 		older := events
-		events = settle(record(events, Event{Resource: "rules", What: fmt.Sprint(i), Found: now}), "rules", now)
+		events = settle(record(events, Event{Resource: "rules", What: fmt.Sprint(i), Found: now}), "rules", "", now)
 		if len(older) > 0 && older[len(older)-1].What != fmt.Sprint(i-1) {
 			t.Fatal("a reader's history was changed")
 		}
@@ -96,7 +96,7 @@ func TestHistoryOfAnOlderSnapshotStays(t *testing.T) {
 	at := time.Unix(1, 0)
 	older := []Event{{Resource: "rules", What: "a", Error: "1"}, {Resource: "rules", What: "b", Error: "2"}, {Resource: "limits", What: "c", Repaired: at}}
 	want := slices.Clone(older)
-	newer := settle(record(older, Event{Resource: "rules", What: "a", Error: "3"}), "rules", at)
+	newer := settle(record(older, Event{Resource: "rules", What: "a", Error: "3"}), "rules", "", at)
 	if !slices.Equal(older, want) {
 		t.Errorf("changed to %+v", older)
 	}

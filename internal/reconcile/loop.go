@@ -14,31 +14,46 @@ import (
 
 const firstRetry = 50 * time.Millisecond
 
+// Event.Trigger where it is not a Trigger's reason.
+const (
+	reasonStart   = "start"
+	reasonTick    = "tick"    // Peek said so
+	reasonFull    = "full"    // nothing said so
+	reasonRetry   = "retry"   // something was not as desired
+	reasonRecheck = "recheck" // the source asked for it
+	reasonEvent   = "event"   // an alarm
+	reasonVerify  = "verify"  // some time after alarms
+)
+
 // Loop is the reconcile loop. Make it with New.
 type Loop struct {
-	source   Source
-	interval time.Duration
-	log      *slog.Logger
-	onPass   func(Snapshot)
+	source Source
+	opts   Options
+	log    *slog.Logger
+	onPass func(Snapshot)
 
 	wake     chan struct{} // holds one token while due is to be served
 	mu       sync.Mutex
 	due      Trigger // all triggers since the last pass, merged
 	requests chan request
+	alarms   chan Alarm
 	enforced chan struct{}
 	ended    chan struct{}
 	snapshot atomic.Pointer[Snapshot]
+	epoch    time.Time    // its monotonic reading counts
+	lastLook atomic.Int64 // since epoch, so that a tick need not allocate; 0: none
 
 	// Owned by Run's goroutine.
-	retry *backoff.ExponentialBackOff
-	first uint64           // generation of the first pass
-	right map[string]sight // by resource
-}
-
-// sight is when, and compared with what, a resource was last seen to be right.
-type sight struct {
-	at         time.Time
-	generation uint64
+	timer    *time.Timer
+	retry    *backoff.ExponentialBackOff
+	first    uint64 // generation of the first pass
+	desired  Desired
+	parts    map[string]*part // by resource
+	events   []Event
+	lastID   uint64
+	nextTick time.Time
+	nextFull time.Time
+	recheck  time.Time // zero: the source does not ask for it
 }
 
 type request struct {
@@ -46,27 +61,49 @@ type request struct {
 	done    chan Snapshot
 }
 
-// New makes a loop that polls every interval. onPass is called after each pass
-// from Run's goroutine and must not block.
-func New(source Source, interval time.Duration, log *slog.Logger, onPass func(Snapshot)) *Loop {
+// Options are a loop's times, and who is told. The functions may be nil; they are
+// called in Run's goroutine and must not block.
+type Options struct {
+	Interval time.Duration // from tick to tick
+	// Full is the time between two full looks, give or take a tenth. One that is
+	// not above Interval makes each tick a full look.
+	Full    time.Duration
+	OnTick  func()      // before a tick's pass, if there is one: proof of life
+	OnEvent func(Event) // for each event that is new, and again when it is over
+}
+
+// New makes a loop. onPass is called after each pass from Run's goroutine and
+// must not block.
+func New(source Source, o Options, log *slog.Logger, onPass func(Snapshot)) *Loop {
 	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval = min(firstRetry, interval)
-	retry.MaxInterval = interval
+	retry.InitialInterval = min(firstRetry, o.Interval)
+	retry.MaxInterval = o.Interval
 	l := &Loop{
-		source: source, interval: interval, log: log, onPass: onPass,
+		source: source, opts: o, log: log, onPass: onPass,
 		wake:     make(chan struct{}, 1),
 		requests: make(chan request),
+		alarms:   make(chan Alarm, maxAlarms),
 		enforced: make(chan struct{}),
 		ended:    make(chan struct{}),
+		epoch:    time.Now(),
 		retry:    retry,
-		right:    map[string]sight{},
+		parts:    map[string]*part{},
 	}
 	l.snapshot.Store(&Snapshot{})
 	return l
 }
 
-// Snapshot says how things stood after the last pass. It never blocks.
-func (l *Loop) Snapshot() Snapshot { return *l.snapshot.Load() }
+// Snapshot says how things stood after the last pass or reflex. It never blocks.
+func (l *Loop) Snapshot() Snapshot {
+	s := *l.snapshot.Load()
+	if at := l.lastLook.Load(); at > 0 { // by today's wall clock, be it the one of then or not
+		now := time.Now()
+		s.LastLook = now.Add(time.Duration(at) - now.Sub(l.epoch))
+	}
+	return s
+}
+
+func (l *Loop) looked() { l.lastLook.Store(max(1, int64(time.Since(l.epoch)))) }
 
 // Enforced is closed after the first pass that left every resource as desired.
 // A bad input does not hold it back as long as a last good one is in force.
@@ -123,144 +160,27 @@ func (l *Loop) Request(ctx context.Context, t Trigger) (Snapshot, error) {
 // leaves the kernel's state as it is. It may be called once.
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.ended)
-	next, _ := l.pass(ctx, Trigger{Reason: "start"})
-	timer := time.NewTimer(next)
-	defer timer.Stop()
+	l.timer = time.NewTimer(l.opts.Interval)
+	defer l.timer.Stop()
+	l.pass(ctx, fullRound(Trigger{Reason: reasonStart}))
 	for {
+		l.setTimer(l.nextTime())
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-timer.C:
-			next, _ = l.pass(ctx, Trigger{Reason: "timer"})
+		case a := <-l.alarms:
+			l.heed(ctx, a)
+		case <-l.timer.C:
+			l.onTime(ctx)
 		case <-l.wake:
-			next, _ = l.pass(ctx, l.served())
+			l.pass(ctx, fullRound(l.served()))
 		case r := <-l.requests:
-			var whole bool
-			if next, whole = l.pass(ctx, r.trigger); whole {
+			round := fullRound(r.trigger)
+			round.asked = true
+			if l.pass(ctx, round) {
 				r.done <- l.Snapshot()
 			}
 			close(r.done)
 		}
-		timer.Reset(next)
-	}
-}
-
-// pass brings every resource to its desired state and returns the time until
-// the next pass. It is not whole, and not published, if shutdown cut it short:
-// what failed then says nothing.
-func (l *Loop) pass(ctx context.Context, t Trigger) (next time.Duration, whole bool) {
-	snap := l.Snapshot()
-	old := snap.Problems
-	snap.Problems = nil
-	snap.Passes++
-
-	desired, err := l.source.Load(ctx, t.Force)
-	if snap.Passes == 1 {
-		l.first = desired.Generation
-	}
-	if err != nil {
-		snap.problem(problemInput, err, old)
-	}
-	if len(desired.Resources) == 0 { // or "every resource is right" would hold
-		snap.problem(problemNothing, errors.New("there is no desired state, so nothing is enforced"), old)
-	}
-	for _, r := range desired.Resources {
-		if ctx.Err() != nil {
-			break
-		}
-		l.visit(ctx, r, desired.Generation, t, &snap, old)
-	}
-	if ctx.Err() != nil {
-		return l.interval, false
-	}
-	l.publish(snap, desired.Generation, old)
-	return l.untilNext(snap, desired.Recheck), true
-}
-
-// untilNext is soon after a failed write, and sooner than usual while the input
-// changes. A bad input gets better by no retry, so it is looked at as usual.
-func (l *Loop) untilNext(snap Snapshot, recheck time.Duration) time.Duration {
-	next := l.interval
-	if snap.Enforced() {
-		l.retry.Reset()
-	} else {
-		next = min(l.retry.NextBackOff(), l.interval)
-	}
-	if recheck > 0 {
-		next = min(next, recheck)
-	}
-	return next
-}
-
-func (l *Loop) publish(snap Snapshot, generation uint64, old []Problem) {
-	snap.Generation, snap.LastPass = generation, time.Now()
-	if snap.Clean() {
-		snap.LastClean = snap.LastPass
-	}
-	l.logChanges(old, snap.Problems)
-	l.snapshot.Store(&snap)
-	if snap.Enforced() {
-		select {
-		case <-l.enforced:
-		default:
-			close(l.enforced)
-		}
-	}
-	if l.onPass != nil {
-		l.onPass(snap)
-	}
-}
-
-// visit handles one resource and writes what came of it into snap.
-func (l *Loop) visit(ctx context.Context, r Resource, generation uint64, t Trigger, snap *Snapshot, old []Problem) {
-	name := r.Name()
-	looked := time.Now() // before the look, so that Event.Since is never too late
-	plan, err := r.Plan(ctx)
-	if plan == nil || plan.Empty() {
-		if err != nil {
-			snap.problem(name, err, old)
-			return
-		}
-		l.right[name] = sight{at: looked, generation: generation}
-		snap.Events = settle(snap.Events, name, time.Now())
-		return
-	}
-	if ctx.Err() != nil {
-		return
-	}
-	event := Event{Resource: name, Cause: l.cause(name, generation), What: text(plan), Since: l.right[name].at, Found: time.Now()}
-	// A write that began is finished and read back, whatever else ends: it may
-	// consist of several steps.
-	ctx = context.WithoutCancel(ctx)
-	applyErr := r.Apply(ctx, plan)
-	looked = time.Now()
-	left, err := r.Plan(ctx)
-	err = errors.Join(applyErr, err)
-	if left != nil && !left.Empty() {
-		err = errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", name, text(left)))
-	}
-	if err != nil {
-		event.Error = err.Error()
-		snap.Events = record(snap.Events, event)
-		snap.problem(name, err, old)
-		return
-	}
-	l.right[name] = sight{at: looked, generation: generation}
-	snap.Events = settle(record(snap.Events, event), name, time.Now())
-	event = snap.Events[len(snap.Events)-1]
-	l.log.Info("restored", "resource", name, "cause", event.Cause, "trigger", t.Reason, "what", event.What, "open_ms", event.OpenMS)
-}
-
-// cause says why a resource is not as desired. One that was not yet right since
-// the start or since a change has not drifted, however many passes ago that was.
-func (l *Loop) cause(name string, generation uint64) string {
-	seen, ever := l.right[name]
-	switch {
-	case ever && seen.generation == generation:
-		return CauseDrift
-	case !ever && generation == l.first:
-		return CauseStart
-	default:
-		return CauseChange
 	}
 }

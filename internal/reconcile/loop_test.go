@@ -385,7 +385,7 @@ func TestSnapshotWhileRunning(t *testing.T) {
 	var passes sync.WaitGroup
 	passes.Add(200)
 	left := 200
-	l := New(newSource(rules), time.Millisecond, discard(), func(s Snapshot) {
+	l := New(newSource(rules), Options{Interval: time.Millisecond}, discard(), func(s Snapshot) {
 		rules.set(fmt.Sprint("drift ", s.Passes))
 		if left--; left >= 0 {
 			passes.Done()

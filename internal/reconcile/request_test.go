@@ -111,7 +111,7 @@ func TestShutdownAmidAWriteFinishesIt(t *testing.T) {
 
 func TestRunWithACancelledContextWritesNothing(t *testing.T) {
 	rules := &thing{name: "rules", want: "v1"}
-	l := New(newSource(rules), interval, discard(), nil)
+	l := New(newSource(rules), Options{Interval: interval}, discard(), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := l.Run(ctx); err != nil {

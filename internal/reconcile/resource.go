@@ -12,6 +12,16 @@ type Plan interface {
 	String() string // for people
 }
 
+// Unrepairable is a Plan with a part that cannot be put back in place, such as
+// the seccomp filter of a running process.
+type Unrepairable interface {
+	Plan
+	// Unrepairable says what needs which restart, one line for each; empty if
+	// nothing does. A plan without anything else is Empty, or its String is this
+	// text alone: then there is nothing to apply.
+	Unrepairable() string
+}
+
 // Resource is one kind of state in the kernel or on disk.
 type Resource interface {
 	Name() string
@@ -21,6 +31,23 @@ type Resource interface {
 	// Apply carries out what Plan returned. It has to end by itself in bounded
 	// time: its ctx is not cancelled when the loop is told to end.
 	Apply(ctx context.Context, p Plan) error
+}
+
+// Peeker is a Resource, or a Source, that can be looked at cheaply.
+type Peeker interface {
+	// Peek says whether anything may differ from when Plan last found nothing, or
+	// whether Load would yield something else than it last did. It runs no command,
+	// writes nothing and hardly allocates: it is called in each tick.
+	Peek(ctx context.Context) bool
+}
+
+// Reflexive is a Resource that can put back at once what an alarm announces.
+type Reflexive interface {
+	// Reflex returns what it put back, be it with an error; nil or an empty plan if
+	// nothing differed. It is called in Run's goroutine, also while Plan of the same
+	// resource or Load of the source runs in another, but never during Apply. Its
+	// ctx is not cancelled when the loop is told to end.
+	Reflex(ctx context.Context) (Plan, error)
 }
 
 // Desired is what the system should be.
@@ -33,10 +60,10 @@ type Desired struct {
 }
 
 // Source yields the desired state. When the newest input is bad it returns the
-// last good state together with the error.
+// last good state together with the error. It may be a Peeker as well.
 type Source interface {
-	// Load is called at the start of each pass. force accepts an input that is
-	// suspicious but not wrong.
+	// Load is called at the start of each pass that is not for single resources
+	// only. force accepts an input that is suspicious but not wrong.
 	Load(ctx context.Context, force bool) (Desired, error)
 }
 
@@ -44,6 +71,26 @@ type Source interface {
 type Trigger struct {
 	Reason string
 	Force  bool // accept a suspicious input
+}
+
+// Alarm says that something of a resource may have been changed just now.
+type Alarm struct {
+	Resource string
+	At       time.Time // when it was noticed
+	// Who, if not nil, says who did it. It is called after the repair, in Run's
+	// goroutine, and may take a few milliseconds; nil if it is not known.
+	Who func() *Culprit
+}
+
+// Culprit is the process that changed something, as far as it was still there to
+// be looked at.
+type Culprit struct {
+	PID     int    `json:"pid"`
+	Command string `json:"command"`
+	UID     int    `json:"uid"`              // -1: unknown
+	Exe     string `json:"exe,omitempty"`    // its executable
+	Args    string `json:"args,omitempty"`   // its command line, cut
+	Parent  string `json:"parent,omitempty"` // who started it, as "fail2ban-server (812)"
 }
 
 // Causes of an Event.
@@ -55,15 +102,22 @@ const (
 
 // Event is one resource that was not as desired.
 type Event struct {
+	ID       uint64    `json:"id"` // counts from this daemon's start
 	Resource string    `json:"resource"`
 	Cause    string    `json:"cause"`
+	Trigger  string    `json:"trigger"` // what made us look: event, tick, full, a Trigger's reason …
 	What     string    `json:"what"`
-	Since    time.Time `json:"since"`           // it was last seen to be right at this time; zero if never
-	Found    time.Time `json:"found"`           // it was seen to be wrong
-	Repaired time.Time `json:"repaired"`        // it was seen to be right again; zero if it was not
-	OpenMS   float64   `json:"open_ms"`         // upper bound of how long it was wrong, from Since (or Found) to Repaired
-	Error    string    `json:"error,omitempty"` // why our last write did not repair it
+	Since    time.Time `json:"since"`    // it was last seen to be right at this time; zero if never
+	Found    time.Time `json:"found"`    // it was seen to be wrong
+	Repaired time.Time `json:"repaired"` // it was seen to be right again; zero if it was not
+	OpenMS   float64   `json:"open_ms"`  // upper bound of how long it was wrong, from Since (or Found) to Repaired
+	Who      *Culprit  `json:"who,omitempty"`
+	Restart  bool      `json:"restart,omitempty"` // no write of ours can repair it, see Unrepairable
+	Error    string    `json:"error,omitempty"`   // why our last write did not repair it
 }
+
+// ProblemConflict is Problem.What if somebody changes a resource again and again.
+const ProblemConflict = "conflict"
 
 // Problem.What where it is not a resource's name.
 const (
@@ -73,17 +127,23 @@ const (
 
 // Problem is a reason for being degraded.
 type Problem struct {
-	What  string    `json:"what"` // "config", "desired state" or a resource's name
-	Text  string    `json:"text"`
-	Since time.Time `json:"since"`
+	What     string    `json:"what"`               // "config", "desired state", "conflict" or a resource's name
+	Resource string    `json:"resource,omitempty"` // that a conflict is about
+	Restart  bool      `json:"restart,omitempty"`  // only a restart puts it right, see Unrepairable
+	Text     string    `json:"text"`
+	Since    time.Time `json:"since"`
 }
 
-// Snapshot is how things stood after the last pass.
+// same says whether both are about the same, whatever they say.
+func (p Problem) same(o Problem) bool { return p.What == o.What && p.Resource == o.Resource }
+
+// Snapshot is how things stood after the last pass or reflex.
 type Snapshot struct {
 	Passes     uint64
 	Generation uint64
 	LastPass   time.Time
 	LastClean  time.Time // end of the last pass without a problem
+	LastLook   time.Time // end of the last tick or pass; zero before the first
 	Problems   []Problem
 	Events     []Event // oldest first, the last maxEvents
 }
@@ -92,9 +152,12 @@ type Snapshot struct {
 func (s Snapshot) Clean() bool { return s.Passes > 0 && len(s.Problems) == 0 }
 
 // Enforced says whether the last pass left every resource as desired, be the
-// newest input good or bad.
+// newest input good or bad, and as far as that can be had without a restart. A
+// conflict is no obstacle: what somebody changes is put back each time.
 func (s Snapshot) Enforced() bool {
-	return s.Passes > 0 && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.What != problemInput })
+	return s.Passes > 0 && !slices.ContainsFunc(s.Problems, func(p Problem) bool {
+		return p.What != problemInput && p.What != ProblemConflict && !p.Restart
+	})
 }
 
 // Right says whether the last pass left the named resources as desired.

@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/metrics"
+	"github.com/pghardend/pghardend/internal/reconcile"
+	"github.com/pghardend/pghardend/pkg/audit"
+	"github.com/pghardend/pghardend/pkg/firewall"
+)
+
+// agentMetrics joins the daemon to its metrics.
+type agentMetrics struct {
+	metrics *metrics.Metrics
+	listen  string // empty: the control socket alone
+	log     *slog.Logger
+	owners  *owners
+
+	open map[uint64]bool // events that are counted and not over; the loop's goroutine owns it
+}
+
+// maxOpenEvents bounds what is remembered; the loop keeps fewer events.
+const maxOpenEvents = 1024
+
+func newMetrics(a *Agent) *agentMetrics {
+	return &agentMetrics{
+		metrics: metrics.New(a.version, a.fw.Backend(), metricsSource{a}),
+		listen:  a.desired.Load().Config.Metrics.Listen,
+		log:     a.log,
+		owners:  newOwners(a.processOwners, a.programOwner),
+		open:    map[uint64]bool{},
+	}
+}
+
+func (m *agentMetrics) handler() http.Handler { return m.metrics.Handler() }
+
+// run serves metrics.listen, if it is configured, and counts denied syscalls,
+// until ctx is done. What fails is tried again; nothing else depends on it.
+func (m *agentMetrics) run(ctx context.Context) error {
+	var both sync.WaitGroup
+	both.Go(func() {
+		m.keep(ctx, slog.LevelWarn, "metrics are not served on metrics.listen", func() error {
+			if m.listen == "" {
+				<-ctx.Done()
+				return nil
+			}
+			return m.metrics.Serve(ctx, m.listen)
+		})
+	})
+	both.Go(func() {
+		m.keep(ctx, slog.LevelInfo, "denied syscalls are not counted", func() error { return m.hearDenials(ctx) })
+	})
+	both.Wait()
+	return nil
+}
+
+// againPause is between two attempts at what metrics can do without.
+const againPause = time.Minute
+
+// keep calls f again and again until ctx is done, and says once why it failed.
+func (m *agentMetrics) keep(ctx context.Context, level slog.Level, what string, f func() error) {
+	said := ""
+	for {
+		err := f()
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			m.log.Log(ctx, level, what, "error", err)
+		}
+		if !wait(ctx, againPause) {
+			return
+		}
+	}
+}
+
+// hearDenials has a watch of its own: alarms has one only where audit is what
+// tells of rules.
+func (m *agentMetrics) hearDenials(ctx context.Context) error {
+	watcher, err := audit.Watch()
+	if watcher == nil {
+		return err
+	}
+	defer watcher.Close()
+	if errors.Is(err, audit.ErrElsewhere) {
+		return err // any other is about records of rules
+	}
+	for {
+		record, err := watcher.Next(ctx)
+		switch {
+		case errors.Is(err, audit.ErrOverrun):
+			m.lost()
+		case err != nil:
+			return err
+		case record.Denial != nil:
+			m.denied(ctx, *record.Denial)
+		}
+	}
+}
+
+// denied counts a denial of a service's process. Other confined programs of the
+// host are none of our business.
+func (m *agentMetrics) denied(ctx context.Context, d audit.Denial) {
+	service := m.owners.of(ctx, d.PID, d.Exe)
+	if service == "" || d.Action == audit.ActionLog {
+		return
+	}
+	syscall := d.Syscall
+	if !d.Known { // any number may be tried
+		syscall = "unknown"
+	}
+	m.metrics.Denied(service, syscall)
+}
+
+// lost counts an overrun of a source of events.
+func (m *agentMetrics) lost() { m.metrics.Lost() }
+
+// event counts an event of the loop, which is told of it when it is new and again
+// when it is over. It does not block.
+func (m *agentMetrics) event(e reconcile.Event) {
+	if !m.open[e.ID] {
+		m.metrics.Drift(e.Resource, e.Cause)
+	}
+	switch {
+	case e.Repaired.IsZero():
+		if len(m.open) >= maxOpenEvents {
+			clear(m.open)
+		}
+		m.open[e.ID] = true
+	default:
+		delete(m.open, e.ID)
+		if e.Cause == reconcile.CauseDrift {
+			m.metrics.Repaired(e.Resource, time.Duration(e.OpenMS*float64(time.Millisecond)))
+		}
+	}
+}
+
+// metricsSource answers scrapes.
+type metricsSource struct{ a *Agent }
+
+// State implements metrics.Source.
+func (s metricsSource) State(ctx context.Context) metrics.State {
+	status := s.a.Status(ctx)
+	snap := s.a.loop.Snapshot()
+	state := metrics.State{
+		Degraded:      status.State != control.StateOK,
+		LastReconcile: snap.LastPass,
+		LastClean:     snap.LastClean,
+		Sets:          map[string]int{},
+	}
+	for _, l := range status.Layers {
+		if l.Configured {
+			state.Layers = append(state.Layers, metrics.Layer{Name: l.Name, Subject: l.Subject, Enforced: l.Enforced})
+		}
+	}
+	for _, p := range snap.Problems {
+		if p.What == reconcile.ProblemConflict {
+			state.Conflicts++
+		}
+	}
+	if snap.Right(firewallName) { // then the sets were read back and are what they should be
+		for _, set := range s.a.desired.Load().Rules.Sets {
+			state.Sets[set.Name] = len(set.Members) + stillOpenIn(set.Openings, time.Now())
+		}
+	}
+	return state
+}
+
+func stillOpenIn(openings []firewall.Opening, now time.Time) int {
+	return len(stillOpen(openings, now))
+}
+
+// Packets implements metrics.Source.
+func (s metricsSource) Packets(ctx context.Context) ([]metrics.Packets, error) {
+	counters, err := s.a.fw.Counters(ctx)
+	known := tags(s.a.desired.Load().Rules)
+	var all []metrics.Packets
+	for _, c := range counters {
+		flow := c.Flow
+		if !known[flow] { // a rule of somebody else in one of our chains, until it is removed
+			flow = "foreign"
+		}
+		all = append(all, metrics.Packets{
+			Family: c.Family.String(), Direction: c.Direction, Flow: flow, Verdict: c.Verdict, Packets: c.Packets, Bytes: c.Bytes,
+		})
+	}
+	return all, err
+}
+
+var ruleTag = regexp.MustCompile(`--comment "?pghardend:([a-z0-9-]+)`)
+
+// tags are the flows and reasons that our rules speak of.
+func tags(rules firewall.Ruleset) map[string]bool {
+	known := map[string]bool{}
+	for _, table := range rules.Tables {
+		for _, chain := range table.Chains {
+			for _, rule := range chain.Rules {
+				if match := ruleTag.FindStringSubmatch(rule.String()); match != nil {
+					known[match[1]] = true
+				}
+			}
+		}
+	}
+	return known
+}

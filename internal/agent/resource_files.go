@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/internal/reconcile"
+	"github.com/pghardend/pghardend/pkg/config"
+	"github.com/pghardend/pghardend/pkg/sandbox"
+)
+
+const filesName = "files"
+
+// filesResource keeps modes and owners: those of the data directories of running
+// services, of the two files that the daemon obeys, and of the directories of its
+// own.
+//
+// Only what this daemon has seen right is put back, on a descriptor that it has
+// kept since: root must never chown or chmod what a path leads to after the
+// service's user moved something else there. What was wrong from the start stays
+// as it is, and is refused or reported by whoever needs it. There is one
+// exception, a data directory that belongs to its service already: its mode may
+// be put right, since its owner could do that as well. Nothing is done below a
+// directory.
+type filesResource struct {
+	running func([]runningService) []runningService
+	config  func() config.Config
+	list    []runningService // that running fills, again and again
+	looked  []lookedService  // at the last look
+	kept    []*keptPath
+}
+
+// lookedService tells one start of a service from another.
+type lookedService struct {
+	name string
+	pid  int
+}
+
+// newFilesResource is given what counts now: the services that are ready, and
+// the configuration in force.
+func newFilesResource(running func([]runningService) []runningService, cfg func() config.Config) *filesResource {
+	return &filesResource{running: running, config: cfg}
+}
+
+func (r *filesResource) Name() string { return filesName }
+
+// Plan implements reconcile.Resource.
+func (r *filesResource) Plan(ctx context.Context) (reconcile.Plan, error) {
+	var p filePlan
+	var errs []error
+	r.list = r.running(r.list[:0])
+	wanted, err := r.wanted(ctx)
+	errs = append(errs, err)
+	r.take(wanted)
+	for _, k := range r.kept {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("cannot look at modes and owners: %w", err)
+		}
+		if err := k.look(&p); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return p, errors.Join(errs...)
+}
+
+// wanted are the paths to keep now, none of them open yet.
+func (r *filesResource) wanted(ctx context.Context) ([]*keptPath, error) {
+	cfg := r.config()
+	list := []*keptPath{
+		{what: "configuration", path: cfg.File, kind: unix.S_IFREG},
+		{what: "peer list", path: cfg.PeersFile, kind: unix.S_IFREG},
+	}
+	for _, d := range []struct{ what, path string }{
+		{"directory of the configuration", filepath.Dir(cfg.File)}, {"directory of the peer list", filepath.Dir(cfg.PeersFile)},
+		{"runtime_dir", cfg.RuntimeDir}, {"state_dir", cfg.StateDir},
+	} {
+		if !slices.ContainsFunc(list, func(k *keptPath) bool { return k.path == d.path }) {
+			list = append(list, &keptPath{what: d.what, path: d.path, kind: unix.S_IFDIR})
+		}
+	}
+	var errs []error
+	r.looked = r.looked[:0]
+	for _, svc := range r.list {
+		r.looked = append(r.looked, lookedService{svc.name, svc.pid})
+		if svc.spec.DataDir == "" {
+			continue
+		}
+		status, err := sandbox.ReadStatus(ctx, svc.pid)
+		if errors.Is(err, os.ErrProcessDone) {
+			continue // is for its supervisor
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("service %s: %w", svc.name, err))
+			continue
+		}
+		list = append(list, &keptPath{
+			what: "data directory of service " + svc.name, path: svc.spec.DataDir, kind: unix.S_IFDIR,
+			pid: svc.pid, uid: status.UIDs[0],
+		})
+	}
+	return list, errors.Join(errs...)
+}
+
+// take goes on keeping what is wanted and was kept, and closes the rest. A data
+// directory is looked at anew with each start of its service, which checks it.
+func (r *filesResource) take(wanted []*keptPath) {
+	old := r.kept
+	r.kept = wanted
+	for i, k := range wanted {
+		at := slices.IndexFunc(old, func(o *keptPath) bool { return o.what == k.what && o.path == k.path && o.pid == k.pid })
+		if at >= 0 {
+			wanted[i] = old[at]
+			old = slices.Delete(old, at, at+1)
+		}
+	}
+	for _, k := range old {
+		k.drop()
+	}
+}
+
+// Apply implements reconcile.Resource.
+func (r *filesResource) Apply(_ context.Context, p reconcile.Plan) error {
+	plan, ok := p.(filePlan)
+	if !ok {
+		return fmt.Errorf("cannot apply a %T to files", p)
+	}
+	var errs []error
+	for _, c := range plan.changes {
+		if err := c.apply(); err != nil {
+			errs = append(errs, fmt.Errorf("cannot put back %s %s: %w", c.kept.what, c.kept.path, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Peek implements reconcile.Peeker: one stat(2) for each path.
+func (r *filesResource) Peek(context.Context) bool {
+	r.list = r.running(r.list[:0])
+	same := slices.EqualFunc(r.list, r.looked, func(a runningService, b lookedService) bool { return a.name == b.name && a.pid == b.pid })
+	if !same || len(r.kept) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(r.kept, func(k *keptPath) bool { return k.differs() })
+}
+
+// close gives the descriptors back.
+func (r *filesResource) close() { r.take(nil) }
+
+// filePlan is what differs in modes and owners.
+type filePlan struct {
+	changes []fileChange
+	faults  []string // what is not put back, and why
+}
+
+// Empty says whether all is as it should be, also what is not put back.
+func (p filePlan) Empty() bool { return len(p.changes)+len(p.faults) == 0 }
+
+// String has one line for each difference.
+func (p filePlan) String() string {
+	var b strings.Builder
+	for _, c := range p.changes {
+		if c.have.uid != c.want.uid {
+			fmt.Fprintf(&b, "%s %s: belongs to uid %d, want uid %d\n", c.kept.what, c.kept.path, c.have.uid, c.want.uid)
+		}
+		if c.have.mode != c.want.mode {
+			fmt.Fprintf(&b, "%s %s: has mode %04o, want %04o\n", c.kept.what, c.kept.path, c.have.mode, c.want.mode)
+		}
+	}
+	b.WriteString(p.Unrepairable())
+	return b.String()
+}
+
+// Unrepairable implements reconcile.Unrepairable: it is what is left to people.
+func (p filePlan) Unrepairable() string {
+	var b strings.Builder
+	for _, text := range p.faults {
+		fmt.Fprintf(&b, "%s\n", text)
+	}
+	return b.String()
+}

@@ -1,0 +1,218 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/reconcile"
+	"github.com/pghardend/pghardend/pkg/firewall"
+)
+
+// otherInterval is how often it is looked for rules in the backend that is not
+// in use.
+const otherInterval = 25 * time.Second
+
+// ruleWatch is what the firewall's resources of one desired state after the other
+// share: the means to look at the rules without a command, and to put them back.
+// The mutex is there because a look may go on while the loop repairs.
+type ruleWatch struct {
+	fw  *firewall.Firewall
+	log *slog.Logger
+
+	mu     sync.Mutex
+	reflex *firewall.Reflex     // nil: there is none
+	legacy *firewall.LegacyPeek // nil: there is none
+
+	other   atomic.Pointer[firewall.OtherRules]
+	otherAt time.Time // by the one look that is under way
+}
+
+// newRuleWatch opens what the backend and our rights allow. Without it the rules
+// are read by commands in each tick.
+func newRuleWatch(fw *firewall.Firewall, log *slog.Logger) *ruleWatch {
+	w := &ruleWatch{fw: fw, log: log}
+	var err error
+	if fw.Backend() == firewall.BackendNFT {
+		w.reflex, err = fw.OpenReflex()
+	} else {
+		w.legacy, err = fw.OpenLegacyPeek()
+	}
+	if err != nil {
+		w.reflex, w.legacy = nil, nil
+		log.Warn("rules can be looked at by commands only, which takes longer", "error", err)
+	}
+	return w
+}
+
+// tickInterval leaves room for the repair where looking is what finds drift: with
+// the legacy backend it is to be over within the interval.
+func tickInterval(interval time.Duration, backend string) time.Duration {
+	if backend == firewall.BackendNFT {
+		return interval
+	}
+	return interval * 9 / 10
+}
+
+func (w *ruleWatch) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex != nil {
+		_ = w.reflex.Close()
+	}
+	if w.legacy != nil {
+		_ = w.legacy.Close()
+	}
+}
+
+// ruleDigest is what a cheap look sees. It belongs to an open look only if it is
+// whole.
+type ruleDigest struct {
+	sets   firewall.Digest
+	legacy uint64
+	whole  bool
+}
+
+// digest of the sets, and of legacy rules; nft's are the reflex' matter.
+func (w *ruleWatch) digest() ruleDigest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex == nil && w.legacy == nil {
+		return ruleDigest{}
+	}
+	var d ruleDigest
+	var setsErr, legacyErr error
+	d.sets, setsErr = w.fw.SetsPeek()
+	if w.legacy != nil {
+		d.legacy, legacyErr = w.legacy.Peek()
+	}
+	d.whole = setsErr == nil && legacyErr == nil && d.sets != 0
+	return d
+}
+
+// changed says whether the rules may differ from those of a look that found
+// nothing and before which the digest was taken.
+func (w *ruleWatch) changed(then ruleDigest) bool {
+	if !then.whole {
+		return true
+	}
+	w.mu.Lock()
+	moved := w.reflex != nil && (!w.reflex.Learned() || w.reflex.Changed())
+	w.mu.Unlock()
+	return moved || w.digest() != then
+}
+
+// learn takes the image that repair puts back. What other tools did to their own
+// rules meanwhile leaves the image of ours as it is, so a look that was overtaken
+// by them does not cost it.
+func (w *ruleWatch) learn(want firewall.Ruleset, got firewall.Observed) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex == nil || w.reflex.Learned() && (got.Generation == 0 || !w.reflex.Changed()) {
+		return
+	}
+	if err := w.reflex.Learn(want, got); err != nil {
+		w.log.Debug("no image of the rules was taken", "error", err)
+	}
+}
+
+// forget is for rules that are about to be written.
+func (w *ruleWatch) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex != nil {
+		w.reflex.Forget()
+	}
+}
+
+// repair puts back what somebody changed.
+func (w *ruleWatch) repair() (firewall.Repair, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex == nil {
+		return firewall.Repair{}, firewall.ErrNoReflex
+	}
+	return w.reflex.Repair()
+}
+
+// lookAtOther asks once in a while what the other backend holds. It is for one
+// goroutine at a time, as Plan is.
+func (w *ruleWatch) lookAtOther(ctx context.Context) {
+	if now := time.Now(); now.Sub(w.otherAt) >= otherInterval {
+		w.otherAt = now
+		other, err := w.fw.OtherBackend(ctx)
+		if err != nil {
+			w.log.Debug("cannot look at the rules of the other backend", "error", err)
+			return
+		}
+		w.other.Store(&other)
+	}
+}
+
+// firewallResource makes the rules one resource of the loop.
+type firewallResource struct {
+	fw      *firewall.Firewall
+	made    *buildMark // the state that it is for
+	want    firewall.Ruleset
+	watch   *ruleWatch
+	written func() // called after each Apply or Reflex that put something back
+
+	mu    sync.Mutex
+	right ruleDigest // from before the last look that found nothing
+}
+
+func (r *firewallResource) Name() string { return firewallName }
+
+func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
+	r.watch.lookAtOther(ctx)
+	before := r.watch.digest()
+	got, err := r.fw.Observe(ctx)
+	plan := firewall.Diff(r.want, got)
+	if err != nil || !plan.Empty() {
+		before = ruleDigest{}
+	} else {
+		r.watch.learn(r.want, got)
+	}
+	r.remember(before)
+	return plan, err
+}
+
+func (r *firewallResource) remember(d ruleDigest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.right = d
+}
+
+// Peek implements reconcile.Peeker.
+func (r *firewallResource) Peek(context.Context) bool {
+	r.mu.Lock()
+	right := r.right
+	r.mu.Unlock()
+	return r.watch.changed(right)
+}
+
+// Reflex implements reconcile.Reflexive. It puts back what was in force last,
+// which is not what is wanted while a new desired state is on its way.
+func (r *firewallResource) Reflex(context.Context) (reconcile.Plan, error) {
+	repair, err := r.watch.repair()
+	if !repair.Empty() {
+		r.written()
+	}
+	return repair, err
+}
+
+func (r *firewallResource) Apply(ctx context.Context, p reconcile.Plan) error {
+	plan, ok := p.(firewall.Plan)
+	if !ok {
+		return fmt.Errorf("cannot apply a %T to the firewall", p)
+	}
+	r.watch.forget()
+	if err := r.fw.Apply(ctx, plan); err != nil {
+		return err
+	}
+	r.written()
+	return nil
+}

@@ -1,0 +1,132 @@
+package reconcile
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+)
+
+// onTime does what is due. All times are kept here and served by one timer, so
+// that an idle daemon wakes up once in each interval.
+func (l *Loop) onTime(ctx context.Context) {
+	l.serveHeld(ctx)
+	now := time.Now()
+	switch {
+	case !now.Before(l.nextTick):
+		l.tick(ctx, now)
+	case l.recheckDue(now):
+		l.pass(ctx, round{Trigger: Trigger{Reason: reasonRecheck}, load: true})
+	case l.anyDue(now):
+		l.pass(ctx, round{})
+	}
+}
+
+// nextTime is when onTime is to be called.
+func (l *Loop) nextTime() time.Time {
+	next := earlier(l.nextTick, l.recheck)
+	for _, r := range l.desired.Resources {
+		p := l.part(r.Name())
+		next = earlier(next, p.due)
+		if p.held != nil {
+			next = earlier(next, p.held.until)
+		}
+	}
+	return next
+}
+
+func (l *Loop) setTimer(at time.Time) {
+	if at.IsZero() {
+		l.timer.Stop()
+		return
+	}
+	l.timer.Reset(max(0, time.Until(at)))
+}
+
+// tick looks cheaply, and makes a pass if that says so or it is time. While all
+// is well it allocates nothing and publishes nothing.
+func (l *Loop) tick(ctx context.Context, now time.Time) {
+	l.nextTick = now.Add(l.opts.Interval)
+	snap := l.snapshot.Load()
+	var r round
+	switch {
+	case !snap.Enforced():
+		r = fullRound(Trigger{Reason: reasonRetry})
+	case l.opts.Full <= l.opts.Interval || !now.Before(l.nextFull):
+		r = fullRound(Trigger{Reason: reasonFull})
+	default:
+		// No retry mends a bad file, but it may be one of ours that cannot be written.
+		r = round{Trigger: Trigger{Reason: reasonTick}, load: l.recheckDue(now) || snap.says(problemInput) || l.peeks(ctx, l.source)}
+		l.peekAll(ctx, snap)
+	}
+	l.looked()
+	if l.opts.OnTick != nil {
+		l.opts.OnTick()
+	}
+	if r.load || l.anyDue(time.Now()) {
+		l.pass(ctx, r)
+	}
+}
+
+// peekAll asks for a look at what may differ. What may not is as right as it was
+// at its last look, which keeps the times in events close.
+func (l *Loop) peekAll(ctx context.Context, snap *Snapshot) {
+	for _, r := range l.desired.Resources {
+		p, now := l.part(r.Name()), time.Now()
+		peeker, ok := r.(Peeker)
+		switch {
+		case ok && peeker.Peek(ctx), snap.says(r.Name()), p.fights.over(now):
+			p.want(now, reasonTick)
+		case ok && p.steady(l.desired.Generation) && p.due.IsZero():
+			p.right.at = now
+		}
+	}
+}
+
+func (l *Loop) peeks(ctx context.Context, what any) bool {
+	p, ok := what.(Peeker)
+	return ok && p.Peek(ctx)
+}
+
+func (l *Loop) recheckDue(now time.Time) bool {
+	return !l.recheck.IsZero() && !now.Before(l.recheck)
+}
+
+func (l *Loop) anyDue(now time.Time) bool {
+	for _, r := range l.desired.Resources {
+		if l.part(r.Name()).isDue(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// schedule sets the times that follow from a pass: soon after a failed write, and
+// sooner than usual while the input changes. A bad input gets better by no retry.
+func (l *Loop) schedule(r round, snap Snapshot, now time.Time) {
+	next := now.Add(l.opts.Interval)
+	if snap.Enforced() {
+		l.retry.Reset()
+	} else {
+		next = now.Add(min(l.retry.NextBackOff(), l.opts.Interval))
+	}
+	switch {
+	case r.all:
+		l.nextTick, l.nextFull = next, now.Add(jitter(l.opts.Full))
+	case r.Reason == reasonTick:
+		l.nextTick = next
+	default: // single looks, be there many of them, do not put off the tick
+		l.nextTick = earlier(l.nextTick, next)
+	}
+	if !r.load {
+		return
+	}
+	l.recheck = time.Time{}
+	if l.desired.Recheck > 0 {
+		l.recheck = now.Add(l.desired.Recheck)
+	}
+}
+
+// jitter is d give or take a tenth, so that many nodes do not look at the same time.
+func jitter(d time.Duration) time.Duration {
+	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d)) //nolint:gosec // no secret
+}
