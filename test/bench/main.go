@@ -12,7 +12,7 @@ import (
 
 func main() {
 	os.Exit(testbed.Main(func(ctx context.Context) int {
-		if err := bench(ctx, os.Stdout); err != nil {
+		if err := bench(ctx, os.Stdout, os.Args[1:]); err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
 			return 1
 		}

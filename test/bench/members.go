@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -27,27 +26,17 @@ type result struct {
 	idle      time.Duration // apply: nothing to do
 }
 
-func bench(ctx context.Context, out io.Writer) (err error) {
-	bed, err := testbed.New(ctx, "bench", []testbed.HostSpec{{Name: "pool-0", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}}})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, bed.Close()) }() //nolint:contextcheck // removes even if ctx is done
-	for _, backend := range []string{"nft", "legacy"} {
-		var results []result
-		for _, n := range sizes {
-			fmt.Fprintf(out, "%s: a network of %d addresses …\n", backend, n)
-			r, err := measure(ctx, bed.Host("pool-0"), backend, n)
-			if err != nil {
-				return fmt.Errorf("cannot measure %d addresses on %s: %w", n, backend, err)
-			}
-			results = append(results, r)
+// benchMembers measures what the number of addresses costs.
+func benchMembers(ctx context.Context, out io.Writer, h *testbed.Host, backend string) error {
+	var results []result
+	for _, n := range sizes {
+		r, err := measure(ctx, h, backend, n)
+		if err != nil {
+			return fmt.Errorf("cannot measure %d addresses on %s: %w", n, backend, err)
 		}
-		if err := show(out, backend, results); err != nil {
-			return err
-		}
+		results = append(results, r)
 	}
-	return nil
+	return show(out, backend, results)
 }
 
 // measure times the one-shot command as an operator runs it, the start of the process and the reading of both files included.

@@ -161,26 +161,6 @@ func TestF04_RuleAddedByNft(t *testing.T) {
 	}
 }
 
-// What only nft understands cannot be read; that is an error and not an empty table.
-func TestF11_UnreadableTableIsLeftAlone(t *testing.T) {
-	b := fwNew(t, firewall.BackendNFT)
-	b.reconcile()
-	b.sh("nft add rule ip filter INPUT ct state { established, related } counter accept; $I6 -F PGHARDEND-IN")
-	var got firewall.Observed
-	err := b.node.Do(func() (err error) {
-		got, err = b.fw.Observe(t.Context())
-		return err
-	})
-	if err == nil || !strings.Contains(err.Error(), "cannot observe ipv4") || !strings.Contains(err.Error(), "only nft understands") {
-		t.Fatalf("error %v", err)
-	}
-	p := firewall.Diff(b.want, got)
-	if s := p.String(); strings.Contains(s, "ipv4") || !strings.Contains(s, "ipv6 chain PGHARDEND-IN: differs") {
-		t.Fatalf("plan:\n%s", s)
-	}
-	fwMust(t, b.apply(p))
-}
-
 func TestF05_PolicyChanged(t *testing.T) {
 	fwBackends(t, func(t *testing.T, b *fwBed) {
 		b.reconcile()

@@ -246,7 +246,7 @@ func TestF22_StateDirFullOrReadOnly(t *testing.T) {
 			if i == 0 {
 				run(t, s.node, row.on) // before the very first start
 				must(t, s.agent.Start())
-				s.degradedBy("full or read-only", state)
+				s.degradedBy("is in force, but cannot be kept", "journal: ", "full or read-only", state)
 			} else {
 				s.ok("before")
 				run(t, s.node, row.on)
@@ -258,7 +258,7 @@ func TestF22_StateDirFullOrReadOnly(t *testing.T) {
 			s.reaches(s.sibling, false, 22, testbed.NoAnswer)
 			drift := time.Now()
 			run(t, s.node, "iptables-nft -F PGHARDEND-IN; ipset add pgh4-control_plane 10.20.1.66")
-			s.awaitRestored(drift, "PGHARDEND-IN")
+			s.awaitRestored(drift, "PGHARDEND-IN", "set pgh4-control_plane: members")
 			s.reaches(s.sibling, false, 22, testbed.NoAnswer)
 			s.want(1, []string{"full or read-only"}, "apply", "--confirm-within", "10s") // a restart would forget it
 			run(t, s.node, row.off)

@@ -102,8 +102,8 @@ func TestSliceStartsAfterRules(t *testing.T) {
 	t.Cleanup(func() { must(t, conn.Close()) })
 	s.agent.Env = append(s.agent.Env, "NOTIFY_SOCKET="+path)
 
-	// A rule that only nft understands makes the table unreadable for iptables.
-	run(t, s.node, "nft add table ip filter; nft add chain ip filter INPUT '{type filter hook input priority 0;}'; nft add rule ip filter INPUT ct mark 7 counter")
+	// A set of the wrong type that a foreign rule holds cannot be replaced.
+	run(t, s.node, "ipset create pgh4-postgres hash:ip; iptables-nft -A INPUT -m set --match-set pgh4-postgres src -j DROP")
 	must(t, s.agent.Start())
 	s.awaitStatus("degraded by the firewall", func(st control.Status) error {
 		if st.State != control.StateDegraded || !strings.Contains(strings.Join(st.Reasons, " "), "firewall") || len(st.Services) == 0 || st.Services[0].State != "waiting" {
@@ -117,7 +117,7 @@ func TestSliceStartsAfterRules(t *testing.T) {
 	if _, err := s.cluster.PID(); err == nil {
 		t.Error("PostgreSQL was started before the rules were in place")
 	}
-	run(t, s.node, "nft flush chain ip filter INPUT")
+	run(t, s.node, "iptables-nft -D INPUT -m set --match-set pgh4-postgres src -j DROP")
 	awaitNotified(t, conn, "READY=1\nWATCHDOG=1\nSTATUS=rules in place", "")
 	s.awaitOK()
 	code, err := s.agent.Stop(s.ctx)

@@ -42,17 +42,18 @@ func TestSliceDrift(t *testing.T) {
 			change []string
 			event  []string
 			kept   string // a foreign rule that must still be there
+			frozen bool   // it takes several commands, between which nothing may be put back
 		}{
-			{"TestF01 chains flushed", []string{"iptables -F PGHARDEND-IN", "iptables -F PGHARDEND-OUT"}, []string{"PGHARDEND-IN", "PGHARDEND-OUT"}, ""},
-			{"TestF01 everything flushed and deleted", []string{"iptables -F", "iptables -X"}, []string{"jump INPUT", "PGHARDEND-ICMP"}, ""},
-			{"TestF02 jump deleted", []string{"iptables -D INPUT -m comment --comment pghardend:jump -j PGHARDEND-IN"}, []string{"jump INPUT: missing"}, ""},
-			{"TestF03 accept above our jump", []string{"iptables -I INPUT -p tcp --dport 5432 -j ACCEPT"}, []string{"jump INPUT: not in first place", "foreign rule above our jump, kept"}, "-A INPUT -p tcp -m tcp --dport 5432 -j ACCEPT"},
-			{"TestF04 rule edited, comment kept", []string{"iptables -R PGHARDEND-IN 9 -p tcp --dport 5432 -m comment --comment pghardend:postgres -j ACCEPT"}, []string{"chain PGHARDEND-IN: differs"}, ""},
-			{"TestF06 only ip6tables flushed", []string{"ip6tables -F"}, []string{"ipv6 chain PGHARDEND-IN"}, ""},
+			{"TestF01 chains flushed", []string{"iptables -F PGHARDEND-IN", "iptables -F PGHARDEND-OUT"}, []string{"PGHARDEND-IN", "PGHARDEND-OUT"}, "", false},
+			{"TestF01 everything flushed and deleted", []string{"iptables -F", "iptables -X"}, []string{"jump INPUT", "PGHARDEND-ICMP"}, "", true},
+			{"TestF02 jump deleted", []string{"iptables -D INPUT -m comment --comment pghardend:jump -j PGHARDEND-IN"}, []string{"jump INPUT: missing"}, "", false},
+			{"TestF03 accept above our jump", []string{"iptables -I INPUT -p tcp --dport 5432 -j ACCEPT"}, []string{"jump INPUT: not in first place", "foreign rule above our jump, kept"}, "-A INPUT -p tcp -m tcp --dport 5432 -j ACCEPT", false},
+			{"TestF04 rule edited, comment kept", []string{"iptables -R PGHARDEND-IN 9 -p tcp --dport 5432 -m comment --comment pghardend:postgres -j ACCEPT"}, []string{"chain PGHARDEND-IN: differs"}, "", false},
+			{"TestF06 only ip6tables flushed", []string{"ip6tables -F"}, []string{"ipv6 chain PGHARDEND-IN"}, "", false},
 		} {
 			t.Run(row.name, func(t *testing.T) {
 				before := time.Now()
-				ipt(row.change...)
+				s.whileFrozen(row.frozen, func() { ipt(row.change...) })
 				d := s.awaitRestored(before, row.event...)
 				t.Logf("restored at most %.0f ms after it was last seen right", d.OpenMS)
 				if strings.Contains(row.name, "F06") && strings.Contains(d.What, "ipv4") {
@@ -83,18 +84,21 @@ func TestSliceDrift(t *testing.T) {
 }
 
 func setDrift(t *testing.T, s *slice, backend string) {
-	for _, row := range []struct{ name, change, event string }{
-		{"added", "ipset add pgh4-pgpool 10.20.1.66", "- 10.20.1.66/32"},
-		{"added as an exception", "ipset add pgh4-control_plane 10.0.0.5 nomatch", "- 10.0.0.5/32 nomatch"},
-		{"removed", "ipset del pgh4-pgpool 10.20.1.20", "+ 10.20.1.20/32"},
-		{"removed, ipv6", "ipset del pgh6-pgpool fd00:20:1::20", "+ fd00:20:1::20/128"},
-		{"destroyed", "iptables-" + backend + " -F; iptables-" + backend + " -X; ipset destroy pgh4-pgpool", "set pgh4-pgpool: missing"},
-		{"renamed", "iptables-" + backend + " -F; iptables-" + backend + " -X; ipset rename pgh4-pgpool stolen", "set pgh4-pgpool: missing"},
-		{"swapped", "ipset create evil hash:net; ipset add evil 10.20.1.66; ipset swap evil pgh4-pgpool; ipset destroy evil", "- 10.20.1.66/32"},
+	for _, row := range []struct {
+		name, change, event string
+		frozen              bool // a set cannot go while rules name it, and they would be back
+	}{
+		{"added", "ipset add pgh4-pgpool 10.20.1.66", "- 10.20.1.66/32", false},
+		{"added as an exception", "ipset add pgh4-control_plane 10.0.0.5 nomatch", "- 10.0.0.5/32 nomatch", false},
+		{"removed", "ipset del pgh4-pgpool 10.20.1.20", "+ 10.20.1.20/32", false},
+		{"removed, ipv6", "ipset del pgh6-pgpool fd00:20:1::20", "+ fd00:20:1::20/128", false},
+		{"destroyed", "iptables-" + backend + " -F; iptables-" + backend + " -X; ipset destroy pgh4-pgpool", "set pgh4-pgpool: missing", true},
+		{"renamed", "iptables-" + backend + " -F; iptables-" + backend + " -X; ipset rename pgh4-pgpool stolen", "set pgh4-pgpool: missing", true},
+		{"swapped", "ipset create evil hash:net; ipset add evil 10.20.1.66; ipset swap evil pgh4-pgpool; ipset destroy evil", "- 10.20.1.66/32", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := time.Now()
-			run(t, s.node, row.change)
+			s.whileFrozen(row.frozen, func() { run(t, s.node, row.change) })
 			s.awaitRestored(before, row.event)
 			if o := send(t, s.sibling, testbed.TCPProbe(netip.AddrPortFrom(s.node.V4(), 5432), testbed.SYN)); len(o.Answers) != 0 {
 				t.Errorf("the sibling's SYN is answered: %v", o)

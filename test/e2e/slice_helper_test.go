@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/testbed"
 )
@@ -147,25 +149,37 @@ func (s *slice) sql(from *testbed.Host, to netip.Addr, sql string) (string, erro
 	return s.cluster.Psql(s.ctx, from, s.cluster.Conninfo(to, testbed.AppUser), sql)
 }
 
-// awaitRestored waits for a drift event that names all the words and was
-// repaired, and for an empty plan.
+// awaitRestored waits for drift events that name all the words and were
+// repaired, and for an empty plan. Changes that come one after the other may be
+// put back one by one; the last event is returned, with what all of them say.
 func (s *slice) awaitRestored(after time.Time, words ...string) control.Drift {
 	s.t.Helper()
 	var found control.Drift
 	s.awaitStatus("a repair of "+strings.Join(words, ", "), func(st control.Status) error {
+		what := ""
 		for _, d := range st.Drift {
-			if d.Cause != "drift" || d.Found.Before(after) || d.Repaired.IsZero() {
-				continue
-			}
-			if containsAll(d.What, words) {
+			if d.Cause == "drift" && d.Found.After(after) && !d.Repaired.IsZero() {
+				what += d.What
 				found = d
-				return nil
 			}
 		}
-		return errors.New("no such event yet")
+		if found.What = what; !containsAll(what, words) {
+			return errors.New("no such event yet")
+		}
+		return nil
 	})
 	s.want(0, []string{"nothing to do"}, "plan")
 	return found
+}
+
+// whileFrozen does something, if asked to while the daemon stands still.
+func (s *slice) whileFrozen(frozen bool, do func()) {
+	s.t.Helper()
+	if frozen {
+		must(s.t, s.agent.Signal(unix.SIGSTOP))
+		defer func() { must(s.t, s.agent.Signal(unix.SIGCONT)) }()
+	}
+	do()
 }
 
 func containsAll(text string, words []string) bool {
