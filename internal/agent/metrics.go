@@ -89,7 +89,7 @@ func (m *agentMetrics) hearDenials(ctx context.Context) error {
 	if watcher == nil {
 		return err
 	}
-	defer watcher.Close()
+	defer func() { _ = watcher.Close() }() // it only listened
 	if errors.Is(err, audit.ErrElsewhere) {
 		return err // any other is about records of rules
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ type ruleWatch struct {
 
 	mu     sync.Mutex
 	reflex *firewall.Reflex     // nil: there is none
+	early  firewall.Repair      // by answer, for the loop to report
 	legacy *firewall.LegacyPeek // nil: there is none
 
 	other   atomic.Pointer[firewall.OtherRules]
@@ -68,15 +70,15 @@ func (w *ruleWatch) close() {
 	}
 }
 
-// ruleDigest is what a cheap look sees. It belongs to an open look only if it is
-// whole.
+// ruleDigest is what a cheap look sees; one that is not whole says nothing. It never
+// is while an opening is in force, whose end the kernel writes into a set.
 type ruleDigest struct {
 	sets   firewall.Digest
 	legacy uint64
 	whole  bool
 }
 
-// digest of the sets, and of legacy rules; nft's are the reflex' matter.
+// digest of the sets, and of legacy rules; nft's have a generation.
 func (w *ruleWatch) digest() ruleDigest {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -128,14 +130,40 @@ func (w *ruleWatch) forget() {
 	}
 }
 
-// repair puts back what somebody changed.
+// answer puts back what somebody changed, ahead of the loop, which has an alarm of
+// it and gets the outcome from repair.
+func (w *ruleWatch) answer() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex != nil {
+		w.early, _ = w.repairNow() // the loop tries again, and sees the error
+	}
+}
+
+// repair puts back what somebody changed. Its outcome is also that of answer.
 func (w *ruleWatch) repair() (firewall.Repair, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.reflex == nil {
 		return firewall.Repair{}, firewall.ErrNoReflex
 	}
-	return w.reflex.Repair()
+	done, err := w.repairNow()
+	w.early = firewall.Repair{}
+	return done, err
+}
+
+// repairNow adds to what has been put back and not yet been reported.
+func (w *ruleWatch) repairNow() (firewall.Repair, error) {
+	done, err := w.reflex.Repair()
+	if w.early.Empty() {
+		return done, err
+	}
+	if done.Empty() {
+		return w.early, err
+	}
+	done.Changes = slices.Concat(w.early.Changes, done.Changes)
+	done.Foreign = slices.Concat(w.early.Foreign, done.Foreign)
+	return done, err
 }
 
 // lookAtOther asks once in a while what the other backend holds. It is for one
@@ -167,7 +195,6 @@ type firewallResource struct {
 func (r *firewallResource) Name() string { return firewallName }
 
 func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
-	r.watch.lookAtOther(ctx)
 	before := r.watch.digest()
 	got, err := r.fw.Observe(ctx)
 	plan := firewall.Diff(r.want, got)
@@ -175,6 +202,7 @@ func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 		before = ruleDigest{}
 	} else {
 		r.watch.learn(r.want, got)
+		r.watch.lookAtOther(ctx) // not while ours are to be written
 	}
 	r.remember(before)
 	return plan, err

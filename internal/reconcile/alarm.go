@@ -159,7 +159,7 @@ func (l *Loop) reflexed(name string, p *part, h *held, plan Plan, found, now tim
 	}
 	events := record(l.events, e)
 	e = events[len(events)-1] // it may have been known
-	l.remember(finish(events, now, func(o Event) bool { return o.ID == e.ID }))
+	l.remember(finish(events, repairedAt(plan, now), func(o Event) bool { return o.ID == e.ID }))
 	p.fights.add(now, who)
 	l.restored(l.events[len(l.events)-1])
 
@@ -169,6 +169,14 @@ func (l *Loop) reflexed(name string, p *part, h *held, plan Plan, found, now tim
 	snap.Events = l.events
 	l.logChanges(old, snap.Problems)
 	l.snapshot.Store(&snap)
+}
+
+// repairedAt is now, unless the plan knows better.
+func repairedAt(plan Plan, now time.Time) time.Time {
+	if r, ok := plan.(Timed); ok {
+		return r.Repaired()
+	}
+	return now
 }
 
 // reflexFailed says so once, since the look that follows may be as good.

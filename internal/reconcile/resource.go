@@ -50,6 +50,13 @@ type Reflexive interface {
 	Reflex(ctx context.Context) (Plan, error)
 }
 
+// Timed is a Plan of a Reflexive that knows when it had its effect: that may be
+// before all of it was written.
+type Timed interface {
+	Plan
+	Repaired() time.Time
+}
+
 // Desired is what the system should be.
 type Desired struct {
 	Generation uint64 // changes with every accepted change of the input

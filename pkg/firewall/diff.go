@@ -9,6 +9,7 @@ import (
 
 // The kinds of Change.Resource.
 const (
+	resourceTable = "table"
 	resourceChain = "chain"
 	resourceJump  = "jump"
 	resourceSet   = "set"
@@ -16,7 +17,7 @@ const (
 
 // Change is one difference between desired and observed, in an operator's words.
 type Change struct {
-	Resource string   `json:"resource"` // chain, jump or set
+	Resource string   `json:"resource"` // table, chain, jump or set
 	Family   string   `json:"family"`
 	Name     string   `json:"name"`
 	Problem  string   `json:"problem"`
@@ -33,6 +34,7 @@ type Plan struct {
 	sets     []setEdit       // creates, fills and swaps sets
 	rules    [3]string       // iptables-restore input per table
 	handles  [3][]ruleHandle // per table, what the restore cannot delete
+	repairs  [3]tableRepair  // per table, what comes before the restore
 	dropSets []string        // sets to destroy once no rule names them
 }
 
@@ -77,6 +79,7 @@ func TeardownPlan(got Observed) Plan {
 
 func (p *Plan) diffTable(id TableID, want Table, got ObservedTable, rewrite bool) {
 	tx := transaction{table: id}
+	got = p.diffHooks(id, want.Jumps, got)
 	for _, c := range want.Chains {
 		have, exists := got.Chains[c.Name]
 		lines := diffRules(have, c.Rules)

@@ -125,11 +125,14 @@ func (f *Firewall) startTable(ctx context.Context, id TableID) func() (ObservedT
 		if err == nil {
 			t, err = ParseSave(id.name(), out)
 		}
-		if unreadable(err) {
-			return f.observePartly(ctx, id)
+		switch {
+		case unreadable(err):
+			t, err = f.observePartly(ctx, id)
+		case err == nil && f.generation != nil:
+			t, err = withoutLossy(id, t)
 		}
 		if err == nil && f.generation != nil {
-			return withoutLossy(id, t)
+			t, err = withHooks(id, t)
 		}
 		return t, err
 	}
@@ -155,7 +158,8 @@ func (f *Firewall) Apply(ctx context.Context, p Plan) error {
 		return fmt.Errorf("cannot apply the plan: %w", err)
 	}
 	ctx = context.WithoutCancel(ctx)
-	errs := f.restoreAll(ctx, p.detach)
+	errs := f.repairTables(p.repairs)
+	errs = append(errs, f.restoreAll(ctx, p.detach)...)
 	var sets setSession
 	var err error
 	if len(p.sets) > 0 || len(p.dropSets) > 0 {

@@ -40,10 +40,17 @@ type imageBase struct {
 }
 
 // nftHook is how a built-in chain is hooked into the kernel. The policy is
-// not ours; a chain that has to be made again lets pass, as iptables' own do.
+// not ours; a chain that is gone is made again to let pass, as iptables' own do.
 type nftHook struct {
 	number, priority uint32
 	kind             string
+	policy           uint32
+}
+
+// same leaves the policy aside.
+func (h nftHook) same(o nftHook) bool {
+	h.policy, o.policy = 0, 0
+	return h == o
 }
 
 const nftPolicyAccept = 1 // NF_ACCEPT
@@ -53,7 +60,7 @@ type nftChain struct {
 	name   string
 	rules  []nftRule
 	absent bool
-	hook   nftHook // only asked for if there are no rules
+	hook   nftHook // of one of ours only asked for if there are no rules
 }
 
 // nftTable is what a look has found of one table. Chains without rules may be
@@ -193,10 +200,14 @@ func (s *nftSocket) lookChain(id TableID, chain string) (hook nftHook, exists bo
 
 func parseNftHook(body []byte) nftHook {
 	hook := nftAttr(body, unix.NFTA_CHAIN_HOOK)
+	if hook == nil {
+		return nftHook{}
+	}
 	return nftHook{
 		number:   nftNumber(nftAttr(hook, unix.NFTA_HOOK_HOOKNUM)),
 		priority: nftNumber(nftAttr(hook, unix.NFTA_HOOK_PRIORITY)),
 		kind:     string(nftName(nftAttr(body, unix.NFTA_CHAIN_TYPE))),
+		policy:   nftNumber(nftAttr(body, unix.NFTA_CHAIN_POLICY)),
 	}
 }
 
@@ -263,8 +274,8 @@ func (s *nftSocket) imageOf(id TableID, want Table, found *nftTable) (*imageTabl
 			return nil, err
 		}
 		var exists bool
-		if base.hook, exists, err = s.lookChain(id, j.From); err != nil || !exists || base.hook.kind == "" {
-			return nil, errors.Join(err, fmt.Errorf("chain %s is not one that packets enter by", j.From))
+		if base.hook, exists, err = s.lookChain(id, j.From); err != nil || !exists || !base.hook.same(id.hook(j.From)) {
+			return nil, errors.Join(err, fmt.Errorf("chain %s is not hooked as iptables would", j.From))
 		}
 		t.bases = append(t.bases, base)
 	}

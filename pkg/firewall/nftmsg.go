@@ -20,6 +20,7 @@ const (
 	nftGotoCode   = 0xfffffffc
 	nftReturnCode = 0xfffffffb
 	nftDropCode   = 0 // NF_DROP
+	nftAcceptCode = 1 // NF_ACCEPT
 )
 
 // nftWriter writes nf_tables messages one behind the other. Its memory is used

@@ -208,6 +208,7 @@ func (r nftRule) harmless(depth int, rules func(chain string) ([]nftRule, error)
 			verdict = true
 		case name == "reject", name == "log":
 			verdict = true
+		case name == "lookup" && nftAttr(e.data, unix.NFTA_LOOKUP_DREG) == nil: // in a set, which decides nothing
 		case !slices.Contains(nftOnlyLook, name) || nftAttr(e.data, 1) == nil:
 			return false, nil
 		}

@@ -42,6 +42,10 @@ func (s *nftSocket) prepare() error {
 	if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("cannot bind a netfilter socket: %w", err)
 	}
+	// Connected to the kernel, it takes no message from anybody else.
+	if err := unix.Connect(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("cannot connect a netfilter socket: %w", err)
+	}
 	name, err := unix.Getsockname(s.fd)
 	if err != nil {
 		return fmt.Errorf("cannot read a netfilter socket's port: %w", err)
@@ -120,8 +124,16 @@ func (s *nftSocket) receive() ([]byte, bool, error) {
 	}
 }
 
+// nftKept is how much memory is kept for the next answers: more than ours take.
+const nftKept = 1 << 20
+
 // forget gives the memory of all that has been received back.
-func (s *nftSocket) forget() { s.in = s.in[:0] }
+func (s *nftSocket) forget() {
+	s.in = s.in[:0]
+	if cap(s.in) > nftKept { // somebody's thousands of rules
+		s.in = nil
+	}
+}
 
 // errNftAgain says that rules changed while they were being read.
 var errNftAgain = errors.New("the rules changed meanwhile")

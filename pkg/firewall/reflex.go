@@ -50,9 +50,15 @@ type Reflex struct {
 type Repair struct {
 	Plan                 // Apply has nothing to do for it
 	Generation uint32    // of the rules since
-	At         time.Time // when the kernel acknowledged it
+	At         time.Time // when the kernel acknowledged that nothing was open any more
 	Tries      int       // how often it was begun, since others changed rules meanwhile
+
+	shut    bool        // a shutter was written, and the exact rules follow
+	interim [3][]uint64 // handles of its rules
 }
+
+// Repaired is when nothing was open any more. Exact rules may have followed later.
+func (r Repair) Repaired() time.Time { return r.At }
 
 // OpenReflex opens the Reflex of the calling thread's network namespace. Commits
 // of it are our Own.
@@ -178,6 +184,11 @@ func (r *Reflex) repair(done *Repair) error {
 	if generation == r.generation {
 		return nil
 	}
+	if !done.shut {
+		if err := r.shut(done); err != nil {
+			return err
+		}
+	}
 	for i, t := range r.image.tables {
 		if t == nil {
 			continue
@@ -190,10 +201,45 @@ func (r *Reflex) repair(done *Repair) error {
 	return nil
 }
 
+// shut closes what the kernel would make the exact rules wait for, and looks again.
+func (r *Reflex) shut(done *Repair) error {
+	var s shutter
+	var found Plan
+	for i, t := range r.image.tables {
+		if t == nil {
+			continue
+		}
+		e := edits{batch: &r.batch, chain: r.chainOf}
+		if err := e.compare(t, &r.found[i], done.Generation); err != nil {
+			return fmt.Errorf("%s: %w", t.id, err)
+		}
+		s.add(&e, t, &r.found[i])
+		found.Changes = append(found.Changes, e.plan.Changes...)
+		found.Foreign = append(found.Foreign, e.plan.Foreign...)
+	}
+	if len(s.tables) == 0 {
+		return nil
+	}
+	s.write(&edits{batch: &r.batch}, done.Generation)
+	if err := r.commit(done); err != nil {
+		return err
+	}
+	done.shut = true
+	done.Changes, done.Foreign = append(done.Changes, found.Changes...), append(done.Foreign, found.Foreign...)
+	generation, err := r.look()
+	if err == nil && generation != done.Generation {
+		err = errNftAgain // with what the shutter wrote in it
+	}
+	if err == nil {
+		done.interim = s.handles(&r.found)
+	}
+	return err
+}
+
 // repairTable is a transaction of its own, so that IPv4 need not wait for IPv6:
 // after nft flush ruleset each takes the kernel about a millisecond.
 func (r *Reflex) repairTable(t *imageTable, found *nftTable, done *Repair) error {
-	e := edits{batch: &r.batch, chain: r.chainOf}
+	e := edits{batch: &r.batch, chain: r.chainOf, interim: done.interim[t.id]}
 	if err := e.compare(t, found, done.Generation); err != nil {
 		return err
 	}
@@ -203,12 +249,24 @@ func (r *Reflex) repairTable(t *imageTable, found *nftTable, done *Repair) error
 	if err := r.checkSets(e.sets); err != nil {
 		return err
 	}
+	if err := r.commit(done); err != nil {
+		return err
+	}
+	if !done.shut { // else it is known what differed
+		done.Changes = append(done.Changes, e.plan.Changes...)
+		done.Foreign = append(done.Foreign, e.plan.Foreign...)
+	}
+	return nil
+}
+
+// commit sends the batch.
+func (r *Reflex) commit(done *Repair) error {
 	if err := r.socket.commit(r.batch.data); err != nil {
 		return err
 	}
-	done.At = time.Now()
-	done.Changes = append(done.Changes, e.plan.Changes...)
-	done.Foreign = append(done.Foreign, e.plan.Foreign...)
+	if !done.shut {
+		done.At = time.Now()
+	}
 	// The kernel has held the lock of commits from its look at the generation on.
 	if done.Generation++; done.Generation == 0 {
 		done.Generation = 1 // nf_tables_commit leaves 0 out
@@ -248,8 +306,8 @@ func (r *Reflex) lookTable(t *imageTable, found *nftTable, generation uint32) er
 	}
 	for i := range found.chains {
 		c := &found.chains[i]
-		if len(c.rules) > 0 {
-			continue
+		if len(c.rules) > 0 && i < len(t.chains) {
+			continue // a chain of ours that is there
 		}
 		hook, exists := nftHook{}, false
 		if found.exists {

@@ -7,8 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const resourceTable = "table" // a kind of Change.Resource that only a Reflex sees
-
 // edits is the transaction that brings our part of a table back to the image,
 // and its description.
 type edits struct {
@@ -19,16 +17,14 @@ type edits struct {
 	last       int // where the batch's last message begins
 	plan       Plan
 	sets       []uint16 // that rules in the batch match
+	shut, lead []string // chains whose rules, or jump, the kernel may make wait: see shutter
+	interim    []uint64 // handles of the shutter's rules
 }
 
 // compare writes the batch: the table comes first, then chains, then what leads
 // to chains.
 func (e *edits) compare(t *imageTable, found *nftTable, generation uint32) error {
-	e.generation = generation
-	e.batch.reset()
-	e.begin(nftBatchBegin)
-	e.batch.number32(nftBatchGenID, generation) // else the kernel refuses
-	e.batch.end(e.last)
+	e.start(generation)
 	e.table(t, found)
 	e.chains(t, found)
 	for i, c := range t.chains {
@@ -39,11 +35,24 @@ func (e *edits) compare(t *imageTable, found *nftTable, generation uint32) error
 			return err
 		}
 	}
+	e.finish()
+	return nil
+}
+
+// start begins a transaction that the kernel refuses if the generation is another.
+func (e *edits) start(generation uint32) {
+	e.generation = generation
+	e.batch.reset()
+	e.begin(nftBatchBegin)
+	e.batch.number32(nftBatchGenID, generation)
+	e.batch.end(e.last)
+}
+
+func (e *edits) finish() {
 	flags := e.batch.data[e.last+6:] // in struct nlmsghdr
 	flags[0] |= unix.NLM_F_ACK
 	e.begin(nftBatchEnd)
 	e.batch.end(e.last)
-	return nil
 }
 
 func (e *edits) begin(kind uint16) {
@@ -76,13 +85,23 @@ func (e *edits) chains(t *imageTable, found *nftTable) {
 		if !c.absent {
 			continue
 		}
-		e.command(t, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-		e.batch.text(unix.NFTA_CHAIN_NAME, c.name)
+		var hook nftHook
 		if n := i - len(t.chains); n >= 0 {
-			e.hook(t.bases[n].hook)
+			hook = t.bases[n].hook
+			hook.policy = nftPolicyAccept
 		}
-		e.batch.end(e.last)
+		e.newChain(t, c.name, hook)
 	}
+}
+
+// newChain makes a chain; without a kind of hook it is one that rules lead to.
+func (e *edits) newChain(t *imageTable, name string, h nftHook) {
+	e.command(t, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	e.batch.text(unix.NFTA_CHAIN_NAME, name)
+	if h.kind != "" {
+		e.hook(h)
+	}
+	e.batch.end(e.last)
 }
 
 func (e *edits) hook(h nftHook) {
@@ -90,13 +109,14 @@ func (e *edits) hook(h nftHook) {
 	e.batch.number32(unix.NFTA_HOOK_HOOKNUM, h.number)
 	e.batch.number32(unix.NFTA_HOOK_PRIORITY, h.priority)
 	e.batch.endAttr(start)
-	e.batch.number32(unix.NFTA_CHAIN_POLICY, nftPolicyAccept)
+	e.batch.number32(unix.NFTA_CHAIN_POLICY, h.policy)
 	e.batch.text(unix.NFTA_CHAIN_TYPE, h.kind)
 }
 
 // rules replaces those between the common head and the common tail: the others
 // keep what the kernel has counted for them, such as connections.
 func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
+	opened := e.unshut(t, &have)
 	head := 0
 	for head < len(have.rules) && head < len(want.rules) && want.rules[head].is(have.rules[head]) {
 		head++
@@ -107,7 +127,7 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 		tail++
 	}
 	gone, missing := have.rules[head:len(have.rules)-tail], want.rules[head:len(want.rules)-tail]
-	if !have.absent && len(gone) == 0 && len(missing) == 0 {
+	if !have.absent && !opened && len(gone) == 0 && len(missing) == 0 {
 		return
 	}
 	var lines []string
@@ -123,11 +143,32 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 		lines = append(lines, "+ "+r.text)
 		e.insert(t, have.name, r, before, unix.NLM_F_APPEND)
 	}
+	if slices.ContainsFunc(missing, imageRule.waits) {
+		e.shut = append(e.shut, have.name)
+	}
 	problem := "differs"
 	if have.absent {
 		problem = "missing"
 	}
 	e.plan.add(resourceChain, t.id.family(), t.id.title(have.name), problem, lines)
+}
+
+// unshut removes the shutter's rules.
+func (e *edits) unshut(t *imageTable, chain *nftChain) (any bool) {
+	if len(e.interim) == 0 {
+		return false
+	}
+	var rest []nftRule
+	for _, r := range chain.rules {
+		if slices.Contains(e.interim, r.handle) {
+			e.remove(t, chain.name, r)
+			any = true
+		} else {
+			rest = append(rest, r)
+		}
+	}
+	chain.rules = rest
+	return any
 }
 
 // describe is a rule that the kernel has where none of that kind should be.
@@ -167,8 +208,8 @@ func (e *edits) insert(t *imageTable, chain string, r imageRule, before uint64, 
 
 // jump puts a jump in first place if it is not there, or not alone.
 func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
-	if !have.absent && len(have.rules) == 0 && have.hook != want.hook {
-		return fmt.Errorf("chain %s of table %s is not hooked as iptables would; remove it, and it is made again", want.name, t.id.name())
+	if !have.absent && !have.hook.same(want.hook) { // Apply can put that right
+		return fmt.Errorf("chain %s of table %s is not hooked as iptables would", want.name, t.id.name())
 	}
 	var ours []nftRule
 	var lines, above []string
@@ -203,6 +244,9 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 		e.remove(t, want.name, r)
 	}
 	e.insert(t, want.name, want.jump, 0, 0)
+	if want.jump.waits() {
+		e.lead = append(e.lead, want.name)
+	}
 	e.plan.add(resourceJump, t.id.family(), t.id.title(want.name), problem, append(lines, "+ -I "+want.name+" 1 "+want.jump.text))
 	e.plan.Foreign = append(e.plan.Foreign, above...)
 	return nil

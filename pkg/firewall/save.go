@@ -36,6 +36,9 @@ func (r ObservedRule) writable() bool {
 type ObservedTable struct {
 	Read   bool // false if it could not be read; Diff then leaves the table alone
 	Chains map[string][]ObservedRule
+
+	asleep bool     // no rule of it is in force
+	loose  []string // built-in chains that packets do not enter by, or not as iptables has it
 }
 
 // ObservedSet is one ipset.

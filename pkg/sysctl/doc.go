@@ -15,6 +15,9 @@
 // it back. Both look at the network namespace of the calling thread, which is
 // whose /proc/sys/net it sees (proc_sys(5), net/sysctl_net.c).
 //
+// A Peeker is the cheap question whether there is anything to observe: it keeps
+// the files open that were found when all was right, and is asked each second.
+//
 // # Design
 //
 // A key is spelled as sysctl.d(5) does it: with dots, and a slash where the name

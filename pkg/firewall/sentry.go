@@ -1,0 +1,178 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// So many commits each second, after so many at once, are answered at once. A
+	// tool that writes thousands of its own rules is not to be slowed down.
+	sentryRate, sentryBurst = 10, 20
+	// sentryPriority is the lowest of SCHED_FIFO, sched(7): above all that is not real time.
+	sentryPriority = 1
+	// maxSentries bounds the threads, of which each CPU has one.
+	maxSentries = 16
+)
+
+// ErrNoSentry says that commits cannot be answered before who made them goes on.
+// The reason is wrapped.
+var ErrNoSentry = errors.New("rule changes cannot be answered before who made them goes on")
+
+// A Sentry answers a commit before the process that made it gets to do anything
+// else.
+//
+// That is for a Repair, which would have to wait otherwise: the kernel closes a
+// netfilter socket under the lock of commits, and waits there until what the
+// commit removed is freed, for some 10 ms (nft_rcv_nl_event in
+// net/netfilter/nf_tables_api.c). A command such as iptables closes its socket
+// 50 µs after its commit. So each CPU has a thread of real-time priority that
+// sleeps until a commit is made on this CPU, and then runs in place of the committer.
+//
+// Where that is not permitted, or there are too many CPUs, a Watcher hears of the
+// commits all the same.
+type Sentry struct {
+	own     *ownCommits
+	answer  func(Commit)
+	fds     []int // one for each CPU
+	stop    int   // an eventfd, readable when all is over
+	threads sync.WaitGroup
+
+	mu    sync.Mutex
+	limit *rate.Limiter
+}
+
+// OpenSentry begins to answer commits, but not our Own, in the calling thread's
+// network namespace. answer is called on several threads, which keep their CPUs
+// meanwhile from everybody else: it may take a millisecond. Not each commit gets
+// an answer; a Watcher tells of all.
+//
+// Needs CAP_NET_ADMIN and CAP_SYS_NICE.
+func (f *Firewall) OpenSentry(answer func(Commit)) (*Sentry, error) {
+	s := &Sentry{own: f.own, answer: answer, limit: rate.NewLimiter(sentryRate, sentryBurst)}
+	if err := s.open(f.backend); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoSentry, err)
+	}
+	return s, nil
+}
+
+func (s *Sentry) open(backend string) error {
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return err
+	}
+	switch n := cpus.Count(); {
+	case backend != BackendNFT:
+		return fmt.Errorf("the backend is %s", backend)
+	case n > maxSentries:
+		return fmt.Errorf("there are %d CPUs, more than %d", n, maxSentries)
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	s.stop = stop
+	started := make(chan error)
+	for cpu := range len(cpus) * 64 {
+		if !cpus.IsSet(cpu) {
+			continue
+		}
+		fd, err := openSentrySocket(cpu)
+		if err != nil {
+			return errors.Join(err, s.Close())
+		}
+		s.fds = append(s.fds, fd)
+		s.threads.Go(func() { s.watch(fd, cpu, started) })
+		if err := <-started; err != nil {
+			return errors.Join(err, s.Close())
+		}
+	}
+	return nil
+}
+
+func openSentrySocket(cpu int) (int, error) {
+	filter, err := generationFilter(onCPU(uint32(cpu))...) //nolint:gosec // a number of a CPU
+	if err != nil {
+		return 0, err
+	}
+	program := make([]unix.SockFilter, len(filter))
+	for i, in := range filter {
+		program[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return 0, err
+	}
+	err = errors.Join(
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}),
+		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, eventGroup))
+	if err != nil {
+		return 0, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// Close ends the threads.
+func (s *Sentry) Close() error {
+	one := [8]byte{1}
+	_, err := unix.Write(s.stop, one[:])
+	s.threads.Wait()
+	for _, fd := range s.fds {
+		err = errors.Join(err, unix.Close(fd))
+	}
+	return errors.Join(err, unix.Close(s.stop))
+}
+
+// watch is one CPU's thread. It is never unlocked, so it ends with the function,
+// and nobody inherits its priority and its CPU.
+func (s *Sentry) watch(fd, cpu int, started chan<- error) {
+	runtime.LockOSThread()
+	var one unix.CPUSet
+	one.Set(cpu)
+	err := unix.SchedSetaffinity(0, &one)
+	if err == nil {
+		err = unix.SchedSetAttr(0, &unix.SchedAttr{
+			Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: sentryPriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
+		}, 0)
+	}
+	started <- err
+	if err != nil {
+		return
+	}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(s.stop), Events: unix.POLLIN}} //nolint:gosec // descriptors fit
+	buf, firstPIDs := make([]byte, eventSize), inFirstPIDs()
+	for {
+		_, err := unix.Poll(poll, -1)
+		if err != nil && !errors.Is(err, unix.EINTR) || poll[1].Revents != 0 {
+			return
+		}
+		at := time.Now()
+		n, err := receiveFromKernel(fd, buf)
+		if err != nil {
+			continue // another CPU's, or too many
+		}
+		if c, ok := parseCommit(buf[:n]); ok {
+			c.At, c.firstPIDs = at, firstPIDs
+			s.heard(c)
+		}
+	}
+}
+
+func (s *Sentry) heard(c Commit) {
+	if !s.own.has(c) && s.allowed(c.At) {
+		s.answer(c)
+	}
+}
+
+func (s *Sentry) allowed(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.limit.AllowN(now, 1)
+}
