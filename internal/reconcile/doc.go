@@ -35,8 +35,9 @@
 //
 // # Thread safety
 //
-// Run's goroutine is the only writer to the kernel: it alone calls Apply and
-// Reflex. Two writers would each take the other's half for drift, and a lock
+// Run's goroutine is the only writer to the kernel that this package knows: it
+// alone calls Apply and Reflex. A resource that puts something back by itself has
+// to keep that apart from both, and to return it from Reflex. Two writers would each take the other's half for drift, and a lock
 // between them would have an alarm wait for as long as a look takes. Looks are
 // what takes long, so Plan and Load run in a goroutine of their own, one at a
 // time, while Run's waits for it and for alarms. A reflex may thus run during a

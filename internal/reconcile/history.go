@@ -10,6 +10,7 @@ import (
 const (
 	maxEvents = 64
 	maxOther  = maxEvents / 2 // of them that are no drift, if there is that much drift
+	maxFought = maxEvents / 4 // drift of one resource, if there is that of others
 	maxText   = 32 << 10      // bytes of one plan, so that the history of a large instance stays small
 )
 
@@ -50,20 +51,34 @@ func record(events []Event, e Event) []Event {
 }
 
 // dispensable is the index of the event to forget first. Many changes of the
-// desired state must not push out the drift, nor much drift what is still open.
+// desired state must not push out the drift, nor much drift what is still open, nor
+// a resource that a service's own user may change all the time that of the others.
 func dispensable(events []Event) int {
-	other := 0
+	other, most := 0, ""
+	drifts := map[string]int{}
 	for _, e := range events {
 		if e.Cause != CauseDrift {
 			other++
+			continue
+		}
+		if drifts[e.Resource]++; drifts[e.Resource] > drifts[most] {
+			most = e.Resource
 		}
 	}
-	for i, e := range events[:len(events)-1] {
-		if !e.Repaired.IsZero() && (e.Cause != CauseDrift || other <= maxOther) {
-			return i
-		}
+	oldest := func(meant func(Event) bool) int {
+		return slices.IndexFunc(events[:len(events)-1], func(e Event) bool { return !e.Repaired.IsZero() && meant(e) })
 	}
-	return 0
+	i := -1
+	switch {
+	case other > maxOther:
+		i = oldest(func(e Event) bool { return e.Cause != CauseDrift })
+	case drifts[most] > maxFought:
+		i = oldest(func(e Event) bool { return e.Cause == CauseDrift && e.Resource == most })
+	}
+	if i < 0 && other <= maxOther {
+		i = oldest(func(Event) bool { return true })
+	}
+	return max(0, i)
 }
 
 // settle closes the open events of a resource that was seen to be right now, but

@@ -129,3 +129,27 @@ func TestLogSaysWhatIsNewOnly(t *testing.T) {
 		}
 	})
 }
+
+// A service's user may change the mode of its directory for ever. That does not
+// push out what happened to the rules.
+func TestOneResourceDoesNotPushOutTheOthers(t *testing.T) {
+	now := time.Now()
+	var events []Event
+	add := func(id uint64, resource string) {
+		events = record(events, Event{ID: id, Resource: resource, Cause: CauseDrift, What: fmt.Sprint(id), Repaired: now})
+	}
+	add(1, "firewall")
+	add(2, "sysctl")
+	for i := range 10 * maxEvents {
+		add(uint64(i+3), "files")
+	}
+	if len(events) != maxEvents || events[0].ID != 1 || events[1].ID != 2 || events[maxEvents-1].ID != 10*maxEvents+2 {
+		t.Errorf("%d events, the first %d and %d", len(events), events[0].ID, events[1].ID)
+	}
+	for i := range 10 * maxEvents { // and a resource of its own is as bounded
+		add(uint64(i+10_000), "firewall")
+	}
+	if len(events) != maxEvents || events[0].Resource != "sysctl" || events[maxEvents-1].ID != 10_000+10*maxEvents-1 {
+		t.Errorf("%d events, the first of %s, the last %d", len(events), events[0].Resource, events[maxEvents-1].ID)
+	}
+}

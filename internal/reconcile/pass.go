@@ -151,6 +151,9 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 	}
 	event := l.newEvent(p, name, text(plan), reason)
 	blame := p.blame
+	if a, ok := plan.(Announced); ok && !a.Announced() {
+		blame = nil // somebody else's change was
+	}
 	if p.blame = nil; blame != nil {
 		event.Trigger = reasonEvent
 	}

@@ -57,6 +57,13 @@ type Timed interface {
 	Repaired() time.Time
 }
 
+// Announced is a Plan that knows whether alarms tell of what it takes back. If
+// not, who made an alarm has nothing to do with it.
+type Announced interface {
+	Plan
+	Announced() bool
+}
+
 // Desired is what the system should be.
 type Desired struct {
 	Generation uint64 // changes with every accepted change of the input

@@ -41,6 +41,22 @@ type Plan struct {
 // Empty says whether there is nothing to do.
 func (p Plan) Empty() bool { return len(p.Changes) == 0 }
 
+// Announced says whether the kernel tells of changes such as those that the plan
+// takes back: of rules it may, of sets it never does.
+func (p Plan) Announced() bool {
+	return slices.ContainsFunc(p.Changes, func(c Change) bool { return c.Resource != resourceSet })
+}
+
+// writesRules says whether Apply writes to a table, and not to sets alone.
+func (p Plan) writesRules() bool {
+	for _, id := range tableIDs {
+		if p.detach[id] != "" || p.rules[id] != "" || len(p.handles[id]) > 0 || p.repairs[id].wake || len(p.repairs[id].hook) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // String is the plan as a readable diff; "" when it is empty.
 func (p Plan) String() string {
 	var b strings.Builder
@@ -80,6 +96,7 @@ func TeardownPlan(got Observed) Plan {
 func (p *Plan) diffTable(id TableID, want Table, got ObservedTable, rewrite bool) {
 	tx := transaction{table: id}
 	got = p.diffHooks(id, want.Jumps, got)
+	got.known = map[chainAt]bool{}
 	for _, c := range want.Chains {
 		have, exists := got.Chains[c.Name]
 		lines := diffRules(have, c.Rules)
@@ -203,7 +220,15 @@ func (t ObservedTable) harmless(r Rule, depth int) bool {
 	if isGoto || depth == maxDepth {
 		return false
 	}
-	return !slices.ContainsFunc(rules, func(r ObservedRule) bool { return !t.harmless(r.Rule, depth+1) })
+	at := chainAt{target, depth + 1}
+	ok, known := t.known[at]
+	if !known {
+		ok = !slices.ContainsFunc(rules, func(r ObservedRule) bool { return !t.harmless(r.Rule, depth+1) })
+		if t.known != nil {
+			t.known[at] = ok
+		}
+	}
+	return ok
 }
 
 // goOn are the targets after which a packet is gone or goes on to the next rule;

@@ -30,7 +30,11 @@ func (p *Plan) diffSets(want Ruleset, got Observed) (detach [2]bool) {
 		if problem == "" {
 			continue
 		}
-		p.add(resourceSet, set.Family, set.Name, problem, diffMembers(have.sameKind(set), alignTimes(have.Members, names)))
+		if set.Timed {
+			names = alignTimes(have.Members, names)
+		}
+		lines := diffMembers(have.sameKind(set), names)
+		p.add(resourceSet, set.Family, set.Name, problem, lines)
 		edit := setEdit{name: set.Name}
 		switch {
 		case !exists:
@@ -44,7 +48,7 @@ func (p *Plan) diffSets(want Ruleset, got Observed) (detach [2]bool) {
 		default:
 			scratch := freeScratch(set.Name, got)
 			edit.write = func(now time.Time) []setOp { return set.replace(scratch, now) }
-			if adds, dels, ok := set.fewChanges(have, got.At); ok {
+			if adds, dels, ok := set.fewChanges(have, lines); ok {
 				edit.instead = edit.write // the set may be full, or have changed since
 				edit.write = func(now time.Time) []setOp { return set.inPlace(adds, dels, now) }
 			}
@@ -116,7 +120,10 @@ func inet(fam Family) string {
 
 // memberNames are the members as ParseSets names them, in its order.
 func (s Set) memberNames(now time.Time) []string {
-	var names []string
+	if s.names != nil && len(s.names) == len(s.Members) {
+		return s.names
+	}
+	names := make([]string, 0, len(s.Members)+len(s.Openings))
 	for _, m := range s.Members {
 		names = append(names, m.String())
 	}
@@ -135,16 +142,12 @@ func (s Set) memberNames(now time.Time) []string {
 const maxInPlace = 64
 
 // fewChanges are the members to add and those to delete, if the set can be
-// brought to what it should be that way.
-func (s Set) fewChanges(have ObservedSet, now time.Time) (adds, dels []setMember, ok bool) {
-	if !slices.Equal(have.Options, s.options()) {
+// brought to what it should be that way. lines are from diffMembers.
+func (s Set) fewChanges(have ObservedSet, lines []string) (adds, dels []setMember, ok bool) {
+	if !slices.Equal(have.Options, s.options()) || len(lines) > maxInPlace {
 		return nil, nil, false
 	}
-	lines := diffMembers(have.Members, alignTimes(have.Members, s.memberNames(now)))
-	if len(lines) > maxInPlace {
-		return nil, nil, false
-	}
-	slices.Sort(lines) // what comes ('+') before what goes ('-')
+	lines = slices.Sorted(slices.Values(lines)) // what comes ('+') before what goes ('-')
 	for _, line := range lines {
 		m, ok := parseMember(line[2:], s)
 		switch {
@@ -254,18 +257,20 @@ func freeScratch(set string, got Observed) string {
 	return name
 }
 
-// diffMembers takes sorted lists.
+// diffMembers takes sorted lists. What goes comes first.
 func diffMembers(have, want []string) []string {
-	var lines []string
-	for _, m := range have {
-		if _, ok := slices.BinarySearch(want, m); !ok {
-			lines = append(lines, "- "+m)
+	var gone, added []string
+	for len(have) > 0 || len(want) > 0 {
+		switch {
+		case len(want) == 0 || len(have) > 0 && have[0] < want[0]:
+			gone = append(gone, "- "+have[0])
+			have = have[1:]
+		case len(have) == 0 || want[0] < have[0]:
+			added = append(added, "+ "+want[0])
+			want = want[1:]
+		default:
+			have, want = have[1:], want[1:]
 		}
 	}
-	for _, m := range want {
-		if _, ok := slices.BinarySearch(have, m); !ok {
-			lines = append(lines, "+ "+m)
-		}
-	}
-	return lines
+	return append(gone, added...)
 }

@@ -66,6 +66,10 @@
 // foreign names and comments, which may look like anything: they are read as the
 // tools write them and not as a shell would, and shown escaped.
 //
+// iptables-save does not say whether a table is dormant or a built-in chain hangs
+// at its hook, and shows some of nft's rules as if they were others. With the nft
+// backend the kernel is asked for that as well: see hook.go and lossy.go.
+//
 // Commands that do not depend on each other run side by side, but are started one
 // after the other by the calling thread: its network namespace is theirs. Sockets
 // are opened by it as well.

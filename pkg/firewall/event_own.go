@@ -28,10 +28,30 @@ type ownCommits struct {
 	ports    []uint32 // of Reflexes
 }
 
+// ownCommand is a command, or a socket that is used but once.
 type ownCommand struct {
 	pid  int
+	port uint32
 	name string
 	at   time.Time
+}
+
+// remember adds to the ring. The lock is held.
+func (o *ownCommits) remember(c ownCommand) {
+	c.at = time.Now()
+	o.commands[o.next] = c
+	o.next = (o.next + 1) % ownKept
+}
+
+// portOnce makes the commits ours that come from a socket within the next
+// moments, also after it was closed.
+func (o *ownCommits) portOnce(port uint32) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.remember(ownCommand{port: port})
 }
 
 // start starts a command and remembers it. The lock is held meanwhile, so that
@@ -46,8 +66,7 @@ func (o *ownCommits) start(cmd *exec.Cmd) error {
 		return err
 	}
 	name := filepath.Base(cmd.Path)
-	o.commands[o.next] = ownCommand{cmd.Process.Pid, name[:min(len(name), commandName)], time.Now()}
-	o.next = (o.next + 1) % ownKept
+	o.remember(ownCommand{pid: cmd.Process.Pid, name: name[:min(len(name), commandName)]})
 	return nil
 }
 
@@ -81,8 +100,8 @@ func (o *ownCommits) has(c Commit) bool {
 	}
 	for _, cmd := range o.commands {
 		// The port stands for the pid where our pid namespace is not the first.
-		same := cmd.pid == c.PID || (!c.firstPIDs && uint32(cmd.pid) == c.Port)
-		if same && cmd.name == c.Command && c.At.Sub(cmd.at) < ownFor {
+		same := cmd.port == 0 && cmd.name == c.Command && (cmd.pid == c.PID || (!c.firstPIDs && uint32(cmd.pid) == c.Port))
+		if (same || cmd.port != 0 && cmd.port == c.Port) && c.At.Sub(cmd.at) < ownFor {
 			return true
 		}
 	}

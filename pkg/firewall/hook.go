@@ -85,24 +85,32 @@ func (p *Plan) diffHooks(id TableID, want []Jump, got ObservedTable) ObservedTab
 // built-in chain that is no such.
 func (f *Firewall) repairTables(repairs [3]tableRepair) (errs []error) {
 	for _, id := range tableIDs {
-		if !repairs[id].wake && len(repairs[id].hook) == 0 {
-			continue
-		}
-		err := errNftAgain
-		for try := 0; try < reflexTries && errors.Is(err, errNftAgain); try++ {
-			err = repairs[id].write(id)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cannot put table %s of %s into force; if a rule of another chain leads to %v, or a program owns the table, remove it: %w",
-				id.name(), id.family(), repairs[id].hook, err))
+		// The kernel hooks no chain in the transaction that wakes its table.
+		for _, r := range []tableRepair{{wake: repairs[id].wake}, {hook: repairs[id].hook}} {
+			if err := f.writeRepair(id, r); err != nil {
+				errs = append(errs, fmt.Errorf("cannot put table %s of %s into force; if a rule of another chain leads to %v, or a program owns the table, remove it: %w",
+					id.name(), id.family(), repairs[id].hook, err))
+			}
 		}
 	}
 	return errs
 }
 
+func (f *Firewall) writeRepair(id TableID, r tableRepair) (err error) {
+	if !r.wake && len(r.hook) == 0 {
+		return nil
+	}
+	for range reflexTries {
+		if err = r.write(id, f.own); !errors.Is(err, errNftAgain) {
+			break
+		}
+	}
+	return err
+}
+
 // write makes the chains anew with all foreign rules, in one transaction: no hook
 // can be changed. Our jumps are the restore's.
-func (r tableRepair) write(id TableID) (err error) {
+func (r tableRepair) write(id TableID, own *ownCommits) (err error) {
 	s, err := openNftSocket()
 	if err != nil {
 		return err
@@ -116,6 +124,7 @@ func (r tableRepair) write(id TableID) (err error) {
 	e := edits{batch: &nftWriter{}}
 	t := &imageTable{id: id, flags: found[id].flags &^ unix.NFT_TABLE_F_DORMANT}
 	e.start(generation)
+	empty := len(e.batch.data)
 	if r.wake && found[id].exists {
 		e.table(t, &found[id])
 	}
@@ -141,7 +150,11 @@ func (r tableRepair) write(id TableID) (err error) {
 		}
 		e.rehook(t, chain, hook.policy, rules)
 	}
+	if len(e.batch.data) == empty {
+		return nil // somebody was faster
+	}
 	e.finish()
+	own.portOnce(s.port)
 	return s.commit(e.batch.data)
 }
 

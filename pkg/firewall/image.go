@@ -12,10 +12,27 @@ import (
 // An image is what our part of the nf_tables rules looks like when it is right,
 // as the kernel's own bytes.
 type image struct {
+	want       [3]Table       // what it is the image of
 	tables     [3]*imageTable // by TableID; nil: nothing of ours, or not read
 	generation uint32
 	asleep     bool              // a table was dormant
 	sets       map[uint16]string // names of the ipsets that our rules match, by the kernel's numbers
+}
+
+// isOf says whether the image, if there is one, is of these very rules.
+func (im *image) isOf(want Ruleset) bool {
+	if im == nil {
+		return false
+	}
+	for _, id := range tableIDs {
+		a, b := im.want[id], want.Tables[id]
+		sameChain := func(x, y Chain) bool { return x.Name == y.Name && slices.EqualFunc(x.Rules, y.Rules, Rule.Equal) }
+		sameJump := func(x, y Jump) bool { return x.From == y.From && x.Rule.Equal(y.Rule) }
+		if !slices.EqualFunc(a.Chains, b.Chains, sameChain) || !slices.EqualFunc(a.Jumps, b.Jumps, sameJump) {
+			return false
+		}
+	}
+	return true
 }
 
 type imageTable struct {
@@ -223,7 +240,7 @@ func (s *nftSocket) takeImage(want Ruleset, got Observed) (*image, error) {
 	if generation != got.Generation {
 		return nil, errNftAgain
 	}
-	im := &image{generation: generation}
+	im := &image{want: want.Tables, generation: generation}
 	for _, id := range tableIDs {
 		if len(want.Tables[id].Chains) == 0 || !got.Tables[id].Read {
 			continue

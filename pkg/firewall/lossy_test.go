@@ -89,3 +89,34 @@ func TestNotLossyAsIptablesWrites(t *testing.T) {
 		t.Errorf("only %d rules were recorded", n)
 	}
 }
+
+// Hundreds of rules that lead to hundreds are followed once each.
+func TestHarmlessOfWideChains(t *testing.T) {
+	const wide = 300
+	chains := map[string][]nftRule{}
+	got := ObservedTable{Read: true, Chains: map[string][]ObservedRule{}, known: map[chainAt]bool{}}
+	for from, rule := range map[string]struct {
+		code uint32
+		to   string
+	}{"a": {nftJumpCode, "b"}, "b": {nftJumpCode, "c"}, "c": {nftDropCode, "DROP"}} {
+		for range wide {
+			chain := rule.to
+			if rule.code == nftDropCode {
+				chain = ""
+			}
+			chains[from] = append(chains[from], verdictRule(rule.code, chain))
+			got.Chains[from] = append(got.Chains[from], ObservedRule{Rule: newRule("-j", rule.to)})
+		}
+	}
+	reads := 0
+	ok, err := verdictRule(nftJumpCode, "a").harmless(0, func(chain string) ([]nftRule, error) {
+		reads++
+		return chains[chain], nil
+	})
+	if !ok || err != nil || reads != len(chains) {
+		t.Errorf("harmless %v, error %v, %d chains were read", ok, err, reads)
+	}
+	if !got.harmless(newRule("-j", "a"), 0) || len(got.known) != len(chains) {
+		t.Errorf("%d chains are known", len(got.known))
+	}
+}

@@ -185,6 +185,23 @@ var nftOnlyLook = []string{"match", "meta", "payload", "ct", "cmp", "bitwise", "
 // Each expression has to be harmless by itself, so what stands behind a verdict
 // does not matter.
 func (r nftRule) harmless(depth int, rules func(chain string) ([]nftRule, error)) (bool, error) {
+	look := harmlessLook{rules: rules}
+	return look.harmless(r, depth)
+}
+
+// harmlessLook reads each chain once for each depth: hundreds of rules may lead
+// to it, and to them again.
+type harmlessLook struct {
+	rules func(chain string) ([]nftRule, error) // reads a chain
+	known map[chainAt]bool
+}
+
+type chainAt struct {
+	chain string
+	depth int
+}
+
+func (l *harmlessLook) harmless(r nftRule, depth int) (bool, error) {
 	verdict := false
 	for e := (nftExprs{rest: r.exprs}); e.next(); {
 		name := string(e.name)
@@ -194,7 +211,7 @@ func (r nftRule) harmless(depth int, rules func(chain string) ([]nftRule, error)
 			switch {
 			case ok && code == nftDropCode, ok && code == nftReturnCode && depth > 0:
 			case ok && code == nftJumpCode && depth < maxDepth && !strings.HasPrefix(string(chain), chainPrefix):
-				if ok, err := allHarmless(chain, depth+1, rules); !ok || err != nil {
+				if ok, err := l.chain(chainAt{string(chain), depth + 1}); !ok || err != nil {
 					return false, err
 				}
 			default:
@@ -216,17 +233,25 @@ func (r nftRule) harmless(depth int, rules func(chain string) ([]nftRule, error)
 	return verdict, nil
 }
 
-func allHarmless(chain []byte, depth int, rules func(chain string) ([]nftRule, error)) (bool, error) {
-	list, err := rules(string(chain))
+func (l *harmlessLook) chain(at chainAt) (bool, error) {
+	if ok, known := l.known[at]; known {
+		return ok, nil
+	}
+	list, err := l.rules(at.chain)
 	if err != nil {
 		return false, err
 	}
+	all := true
 	for _, r := range list {
-		if ok, err := r.harmless(depth, rules); !ok || err != nil {
-			return false, err
+		if all, err = l.harmless(r, at.depth); !all || err != nil {
+			break
 		}
 	}
-	return true, nil
+	if l.known == nil {
+		l.known = map[chainAt]bool{}
+	}
+	l.known[at] = all
+	return all, err
 }
 
 // protocol is the protocol that the rule is for, as xt matches ask for it:

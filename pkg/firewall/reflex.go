@@ -100,17 +100,20 @@ func (r *Reflex) Close() error {
 
 var errReflexClosed = fmt.Errorf("%w: it is closed", ErrNoReflex)
 
-// Learn takes the image. got must be what Diff found equal to want; Learn fails,
-// without an image, if rules have changed since got was read.
+// Learn takes the image. got must be what Diff found equal to want; Learn fails
+// if rules have changed since got was read. An image of the same rules, taken
+// earlier, is kept then; any other is void.
 func (r *Reflex) Learn(want Ruleset, got Observed) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.image = nil
 	if r.closed {
 		return errReflexClosed
 	}
 	im, err := r.socket.takeImage(want, got)
 	if err != nil {
+		if !r.image.isOf(want) {
+			r.image = nil
+		}
 		return fmt.Errorf("cannot take an image of the rules: %w", err)
 	}
 	r.image, r.generation = im, im.generation
@@ -120,11 +123,14 @@ func (r *Reflex) Learn(want Ruleset, got Observed) error {
 	return nil
 }
 
-// Forget drops the image.
-func (r *Reflex) Forget() {
+// Forget drops the image, unless the plan that is about to be applied writes no
+// rules: Repair makes sure by itself that the sets are those that it knew.
+func (r *Reflex) Forget(p Plan) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.image = nil
+	if p.writesRules() {
+		r.image = nil
+	}
 }
 
 // Learned says whether there is an image.

@@ -255,11 +255,12 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 // harmful lists the rules that must not stay above our jump.
 func (e *edits) harmful(t *imageTable, base imageBase, rules []nftRule) ([]string, error) {
 	var list []string
+	look := harmlessLook{rules: func(chain string) ([]nftRule, error) { return e.chain(t.id, chain, e.generation) }}
 	for _, r := range rules {
 		if base.knows(r) {
 			continue
 		}
-		harmless, err := r.harmless(0, func(chain string) ([]nftRule, error) { return e.chain(t.id, chain, e.generation) })
+		harmless, err := look.harmless(r, 0)
 		if err != nil {
 			return nil, err
 		}

@@ -59,6 +59,7 @@ func (f *Firewall) deleteHandles(id TableID, handles []ruleHandle, first bool) (
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	f.own.portOnce(s.port)
 	if err := s.commit(w.data); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("cannot delete our old jumps of %s: %w", id, err)
 	}

@@ -37,8 +37,9 @@ type ObservedTable struct {
 	Read   bool // false if it could not be read; Diff then leaves the table alone
 	Chains map[string][]ObservedRule
 
-	asleep bool     // no rule of it is in force
-	loose  []string // built-in chains that packets do not enter by, or not as iptables has it
+	asleep bool             // no rule of it is in force
+	loose  []string         // built-in chains that packets do not enter by, or not as iptables has it
+	known  map[chainAt]bool // of Diff: chains that are harmless above our jump
 }
 
 // ObservedSet is one ipset.

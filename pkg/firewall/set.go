@@ -30,6 +30,8 @@ type Set struct {
 	Members  []netip.Prefix // sorted
 	Openings []Opening      // sorted, each hole once
 	Timed    bool           // a set of openings, maybe of none
+
+	names []string // of Members, as ParseSets has them, since to make thousands takes milliseconds; nil: not made
 }
 
 // setType is the type as ipset create takes it.
@@ -95,6 +97,7 @@ func renderSets(s Spec) ([]Set, error) {
 			if len(set.Members) > setMaxEntries {
 				return nil, fmt.Errorf("%s: %d members, but a set holds %d; use wider networks", set.Name, len(set.Members), setMaxEntries)
 			}
+			set.names = set.memberNames(time.Time{}) // these have no time
 			sets = append(sets, set)
 		}
 	}

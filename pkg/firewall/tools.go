@@ -129,6 +129,10 @@ func findTools(ctx context.Context, run runner, fam Family, backend string) (too
 			return tools{}, fmt.Errorf("%s-%s is not installed and %s is of the %s backend; install the former or set firewall.backend: %s", base, backend, path, plain, plain)
 		}
 	}
+	found := tools{save: path + "-save", restore: path + "-restore"}
+	if backendOfFile(path) != "" {
+		return found, nil // the names of these programs are as old as minVersion
+	}
 	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Path(path), iptables.Timeout(int(lockWait/time.Second)))
 	if err != nil {
 		return tools{}, fmt.Errorf("cannot probe %s: %w", path, err)
@@ -136,7 +140,7 @@ func findTools(ctx context.Context, run runner, fam Family, backend string) (too
 	if major, minor, patch := ipt.GetIptablesVersion(); major < 1 || (major == 1 && minor < 8) {
 		return tools{}, fmt.Errorf("%s is version %d.%d.%d; install %s or later", path, major, minor, patch, minVersion)
 	}
-	return tools{save: path + "-save", restore: path + "-restore"}, nil
+	return found, nil
 }
 
 // backendOf finds a command and asks it for its backend.

@@ -202,14 +202,22 @@ func TestReflexLearns(t *testing.T) {
 	if !b.reflex.Changed() {
 		t.Error("a foreign rule is no change")
 	}
-	if err := b.reflex.Learn(b.want, got); err == nil || b.reflex.Learned() {
-		t.Errorf("learned from what has changed since: error %v", err)
+	if err := b.reflex.Learn(b.want, got); err == nil || !b.reflex.Learned() {
+		t.Errorf("learned from what has changed since, or forgot what is still right: error %v", err)
+	}
+	other := fwRender(t, firewall.Spec{Role: "pgpool", Flows: b.spec.Flows, Members: b.spec.Members})
+	if err := b.reflex.Learn(other, got); err == nil || b.reflex.Learned() {
+		t.Errorf("an image of other rules was kept: error %v", err)
 	}
 	if _, err := b.reflex.Repair(); !errors.Is(err, firewall.ErrNoImage) {
 		t.Errorf("repair without an image: %v", err)
 	}
 	b.learn()
-	b.reflex.Forget()
+	b.reflex.Forget(firewall.Plan{})
+	if !b.reflex.Learned() {
+		t.Error("forgotten for a plan that writes no rules")
+	}
+	b.reflex.Forget(firewall.Diff(other, b.observe()))
 	if b.reflex.Learned() || !b.reflex.Changed() {
 		t.Error("not forgotten")
 	}
