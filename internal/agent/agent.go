@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -60,6 +61,7 @@ const gcPercent = 50
 func Run(ctx context.Context, configFile, version string, reload <-chan struct{}, log *slog.Logger) error {
 	unix.Umask(0o077)
 	debug.SetGCPercent(gcPercent)
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2) // a sentry must not wait while a look keeps others busy
 	source, release, err := lockedSource(ctx, configFile, log)
 	if err != nil {
 		return err
@@ -73,7 +75,7 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 	a := newAgent(ctx, source, fw, version, log)
 	defer a.close()
 	a.rules = newRuleWatch(fw, log)
-	a.alarms = newAlarms(fw, a.loop.Alarm, a.metrics.lost, log)
+	a.alarms = newAlarms(fw, a.loop.Alarm, a.rules.answer, a.metrics.lost, log)
 	source.watch = newFileWatch(a.filesChanged, log)
 	server, err := control.Listen(ctx, cfg.RuntimeDir, a, log)
 	if err != nil {
@@ -163,12 +165,16 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 }
 
 // settleDown gives back the memory that the start took, for reading files and
-// building profiles, which is more than is ever needed again.
+// building profiles, which is more than is ever needed again, and sees to it that
+// being idle costs little.
 func (a *Agent) settleDown(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-a.loop.Enforced():
 		debug.FreeOSMemory()
+		if err := calmMonitor(ctx); err != nil {
+			a.log.Debug("the daemon wakes up more often than it could", "error", err)
+		}
 	}
 	return nil
 }
@@ -257,8 +263,11 @@ func (a *Agent) afterPass(s reconcile.Snapshot) {
 	}
 	a.notify.send(state)
 	a.events.pass(s)
-	if a.source != nil {
-		a.events.opened(a.source.openings.all())
+	if a.source == nil {
+		return
+	}
+	if list, ok := a.source.openings.settled(); ok { // else after a later pass
+		a.events.opened(list)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -30,12 +31,15 @@ type alarms struct {
 	lost  func()                 // called for each overrun
 	how   atomic.Pointer[string] // for status
 	said  string                 // of run: why it failed
+
+	answer func()        // puts rules back ahead of the loop
+	last   atomic.Uint32 // generation that a sentry has answered
 }
 
 const polled = "polled"
 
-func newAlarms(fw *firewall.Firewall, alarm func(reconcile.Alarm), lost func(), log *slog.Logger) *alarms {
-	w := &alarms{fw: fw, alarm: alarm, lost: lost, log: log}
+func newAlarms(fw *firewall.Firewall, alarm func(reconcile.Alarm), answer, lost func(), log *slog.Logger) *alarms {
+	w := &alarms{fw: fw, alarm: alarm, answer: answer, lost: lost, log: log}
 	w.say(polled)
 	return w
 }
@@ -95,6 +99,7 @@ func (w *alarms) hearCommits(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = watcher.Close() }() // nothing can be lost
+	defer w.openSentry(ctx)()
 	w.say("nft notifications")
 	for {
 		commit, err := watcher.Next(ctx)
@@ -103,11 +108,29 @@ func (w *alarms) hearCommits(ctx context.Context) error {
 			w.overrun()
 		case err != nil:
 			return err
-		case !w.fw.Own(commit):
-			w.raise(ctx, commit.At, commit.Process(), commit.Command, -1)
+		case !w.fw.Own(commit) && !w.answered(commit):
+			w.raise(ctx, commit.At, commit.Process(), commit.Command, -1, runtime.Gosched) // the loop goes first, and on this thread
 		}
 	}
 }
+
+// openSentry has commits answered at once, where that can be done. It returns
+// what ends that.
+func (w *alarms) openSentry(ctx context.Context) (stop func()) {
+	sentry, err := w.fw.OpenSentry(func(c firewall.Commit) {
+		w.last.Store(c.Generation)
+		w.raise(ctx, c.At, c.Process(), c.Command, -1, w.answer)
+	})
+	if err != nil {
+		w.log.Info("rules are put back some 10 ms later than they could be", "because", err)
+		return func() {}
+	}
+	return func() { _ = sentry.Close() } // it only listened
+}
+
+// answered says whether the commit has been answered by a sentry. That may come a
+// moment later, and then there are two alarms of it, which does no harm.
+func (w *alarms) answered(c firewall.Commit) bool { return w.last.Load() == c.Generation }
 
 // overrun is an alarm of which nobody knows who is behind it.
 func (w *alarms) overrun() {
@@ -116,8 +139,9 @@ func (w *alarms) overrun() {
 }
 
 // raise tells the loop first and finds out who it was while that repairs: the
-// process may be gone in a moment. uid is what is known of it, or -1.
-func (w *alarms) raise(ctx context.Context, at time.Time, pid int, command string, uid int) {
+// process may be gone in a moment. uid is what is known of it, or -1. meanwhile is
+// called in between.
+func (w *alarms) raise(ctx context.Context, at time.Time, pid int, command string, uid int, meanwhile func()) {
 	var who reconcile.Culprit
 	known := make(chan struct{})
 	w.alarm(reconcile.Alarm{Resource: firewallName, At: at, Who: func() *reconcile.Culprit {
@@ -132,6 +156,7 @@ func (w *alarms) raise(ctx context.Context, at time.Time, pid int, command strin
 			return &unseen
 		}
 	}})
+	meanwhile()
 	who = reconcile.Culprit(culprit.Look(ctx, pid, command))
 	if who.UID < 0 {
 		who.UID = uid
@@ -169,6 +194,6 @@ func (w *alarms) hearAudit(ctx context.Context) error {
 func (w *alarms) changed(ctx context.Context, c *audit.Change) {
 	now := time.Now()
 	if !w.fw.Own(firewall.Commit{At: now, PID: c.PID, Command: c.Command}) {
-		w.raise(ctx, now, c.PID, c.Command, c.UID)
+		w.raise(ctx, now, c.PID, c.Command, c.UID, runtime.Gosched)
 	}
 }

@@ -23,9 +23,9 @@ func ownName(t *testing.T) string {
 // The loop is told first; who it was is known by the time that it has repaired.
 func TestAlarmsNameTheCulprit(t *testing.T) {
 	var got reconcile.Alarm
-	w := newAlarms(new(firewall.Firewall), func(a reconcile.Alarm) { got = a }, nil, slog.New(slog.DiscardHandler))
+	w := newAlarms(new(firewall.Firewall), func(a reconcile.Alarm) { got = a }, nil, nil, slog.New(slog.DiscardHandler))
 	at := time.Now()
-	w.raise(t.Context(), at, os.Getpid(), ownName(t), -1)
+	w.raise(t.Context(), at, os.Getpid(), ownName(t), -1, func() {})
 	who := got.Who()
 	if got.Resource != firewallName || got.At != at || who.PID != os.Getpid() || who.UID != os.Getuid() || who.Exe == "" {
 		t.Errorf("%+v by %+v", got, who)
@@ -38,9 +38,9 @@ func TestAlarmsNameTheCulprit(t *testing.T) {
 // A culprit that takes too long to look at does not hold up the loop.
 func TestAlarmsDoNotWaitForTheCulprit(t *testing.T) {
 	var who *reconcile.Culprit
-	w := newAlarms(new(firewall.Firewall), nil, nil, slog.New(slog.DiscardHandler))
+	w := newAlarms(new(firewall.Firewall), nil, nil, nil, slog.New(slog.DiscardHandler))
 	w.alarm = func(a reconcile.Alarm) { who = a.Who() } // before anybody has looked
-	w.raise(t.Context(), time.Now(), os.Getpid(), "gone\n", 42)
+	w.raise(t.Context(), time.Now(), os.Getpid(), "gone\n", 42, func() {})
 	if who == nil || *who != (reconcile.Culprit{PID: os.Getpid(), Command: "gone?", UID: 42}) {
 		t.Errorf("%+v", who)
 	}
@@ -49,7 +49,7 @@ func TestAlarmsDoNotWaitForTheCulprit(t *testing.T) {
 func TestAlarmsAfterAnOverrun(t *testing.T) {
 	var got reconcile.Alarm
 	lost := 0
-	w := newAlarms(new(firewall.Firewall), func(a reconcile.Alarm) { got = a }, func() { lost++ }, slog.New(slog.DiscardHandler))
+	w := newAlarms(new(firewall.Firewall), func(a reconcile.Alarm) { got = a }, nil, func() { lost++ }, slog.New(slog.DiscardHandler))
 	w.overrun()
 	if got.Resource != firewallName || got.At.IsZero() || got.Who != nil || lost != 1 {
 		t.Errorf("%+v, lost %d times", got, lost)
@@ -61,9 +61,18 @@ func TestAlarmsOfWhom(t *testing.T) {
 	if none.source() != polled {
 		t.Error(none.source())
 	}
-	w := newAlarms(new(firewall.Firewall), nil, nil, slog.New(slog.DiscardHandler))
+	w := newAlarms(new(firewall.Firewall), nil, nil, nil, slog.New(slog.DiscardHandler))
 	w.say("audit")
 	if w.source() != "audit" {
 		t.Error(w.source())
+	}
+}
+
+// What a sentry has answered makes no second alarm.
+func TestAnsweredCommitIsNoAlarm(t *testing.T) {
+	w := newAlarms(new(firewall.Firewall), nil, nil, nil, slog.New(slog.DiscardHandler))
+	w.last.Store(7)
+	if !w.answered(firewall.Commit{Generation: 7}) || w.answered(firewall.Commit{Generation: 8}) {
+		t.Error("answered is generation 7 alone")
 	}
 }

@@ -117,7 +117,7 @@ func applyHeld(ctx context.Context, d Desired, in input, back wayBack, within ti
 			return fmt.Errorf("nothing was applied, since it cannot be recorded that the change has to be confirmed: %w", err)
 		}
 	}
-	changes, err := applyRules(ctx, d)
+	changes, err := applyRules(ctx, d, always)
 	switch {
 	case err != nil && back.same(in):
 		return errors.Join(tell(Applied{Changes: changes}), err)
@@ -183,7 +183,7 @@ func (b wayBack) take(ctx context.Context, d Desired, in input) error {
 
 func (b wayBack) restore(ctx context.Context, d Desired) error {
 	if !b.nothing {
-		_, err := applyRules(ctx, *b.last)
+		_, err := applyRules(ctx, *b.last, always)
 		return err
 	}
 	fw, err := firewall.Open(ctx, d.Config.Firewall.Backend)

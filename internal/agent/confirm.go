@@ -253,6 +253,9 @@ func (s *fileSource) show() {
 // keeps them from being in force.
 func (s *fileSource) resume(ctx context.Context, d Desired, in input, err error) error {
 	dir := stateDir(ctx, s.configFile)
+	if kept, keptErr := readLastGood(ctx, dir, s.configFile); err == nil && keptErr == nil && kept.equal(in) {
+		return nil // nothing has changed
+	}
 	good, goodIn, goodErr := loadLastGood(ctx, dir, s.configFile)
 	rec, recErr := readPending(ctx, dir)
 	if goodErr != nil || in.equal(goodIn) || rec == nil && recErr == nil {

@@ -26,7 +26,11 @@
 // compares nf_tables' generation or the legacy tables' blobs, and the sets;
 // the fileSource compares what lstat says of all that its files' paths lead through
 // (trail). With nf_tables, alarms turns the kernel's notifications of foreign
-// commits into alarms, which ruleWatch answers from its image of the rules; with
+// commits into alarms, which ruleWatch answers from its image of the rules. Where that
+// is permitted, a firewall.Sentry has it answer at once, on the CPU of who made the
+// commit, and the loop reports what came of it: a moment later the kernel would keep
+// us waiting for some 10 ms. It is the one writer beside the loop's goroutine, and
+// writes only what the image holds, of which there is none during Apply. With
 // legacy tables audit records do that, if auditing is on. fileWatch hears of
 // files by inotify. Each of these may fail, which costs at most one interval.
 //

@@ -32,6 +32,7 @@ type fileWatch struct {
 	watcher *fsnotify.Watcher // nil: the kernel has none left for us
 	paths   []string
 	dirs    []string // that are watched; a watch ends with its directory
+	disk    patient
 }
 
 func newFileWatch(wake func(path string), log *slog.Logger) *fileWatch {
@@ -58,13 +59,19 @@ func (w *fileWatch) watch(paths []string) {
 			dirs = append(dirs, dir)
 		}
 	}
-	for _, dir := range w.dirs {
-		if !slices.Contains(dirs, dir) {
-			_ = w.watcher.Remove(dir) // it may have gone
-		}
-	}
+	left := slices.DeleteFunc(w.dirs, func(dir string) bool { return slices.Contains(dirs, dir) })
 	w.dirs = dirs
-	for _, dir := range dirs {
+	if !w.disk.do(func() { w.turn(left, dirs) }, peekPatience) { // it hangs, and a watch is but a wake-up
+		w.paths = nil // so that the next call tries again
+	}
+}
+
+// turn makes the kernel watch other directories.
+func (w *fileWatch) turn(from, to []string) {
+	for _, dir := range from {
+		_ = w.watcher.Remove(dir) // it may have gone
+	}
+	for _, dir := range to {
 		if err := w.watcher.Add(dir); err != nil {
 			w.log.Debug("cannot watch a directory", "path", dir, "error", err)
 		}
@@ -81,7 +88,7 @@ func (w *fileWatch) run(ctx context.Context) error {
 	if w.watcher == nil {
 		return nil
 	}
-	defer func() { _ = w.watcher.Close() }()
+	defer w.close()
 	var woken, began time.Time
 	for heard := 0; ; heard++ {
 		if time.Since(began) >= wakeInterval {
@@ -105,4 +112,11 @@ func (w *fileWatch) run(ctx context.Context) error {
 		woken = time.Now()
 		w.wake(path)
 	}
+}
+
+func (w *fileWatch) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.disk.do(func() { _ = w.watcher.Close() }, peekPatience)
+	w.disk.close()
 }

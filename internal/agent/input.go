@@ -92,9 +92,24 @@ func Load(ctx context.Context, configFile string) (Desired, error) {
 }
 
 func loadInput(ctx context.Context, configFile string) (Desired, input, error) {
+	return loaded{}.again(ctx, configFile)
+}
+
+// loaded is what was built from an input, without Extra. To build it from thousands
+// of addresses takes longer than all else that a start does.
+type loaded struct {
+	desired Desired
+	in      input
+}
+
+// again is loadInput where the files may still be the same.
+func (l loaded) again(ctx context.Context, configFile string) (Desired, input, error) {
 	in, cfg, err := readInput(ctx, configFile)
 	if err != nil {
 		return Desired{}, in, err
+	}
+	if l.desired.made != nil && in.equal(l.in) && cfg.File == l.desired.Config.File && cfg.Node == l.desired.Config.Node {
+		return l.desired, in, nil
 	}
 	d, err := in.build(cfg, Extra{})
 	return d, in, err

@@ -157,7 +157,7 @@ func (f *files) started() *fileSource {
 }
 
 func (f *files) source() (*fileSource, error) {
-	s, err := newFileSource(f.t.Context(), f.config, slog.New(slog.DiscardHandler))
+	s, err := newFileSource(f.t.Context(), f.config, slog.New(slog.DiscardHandler), nil)
 	if err == nil {
 		s.resources = func(Desired) []reconcile.Resource { return nil }
 		s.facts.reader.ask = func(context.Context, config.Service, string) (Capacity, error) { return Capacity{}, nil }

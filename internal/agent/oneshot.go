@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/pghardend/pghardend/internal/control"
@@ -69,6 +70,9 @@ func withExtra(ctx context.Context, d Desired, configFile string) (Desired, erro
 	if list, err := loadOpenings(ctx, d.Config.StateDir); err == nil {
 		extra.Openings = openNow(list, time.Now())
 	}
+	if len(extra.Facts) == 0 && len(extra.Openings) == 0 {
+		return d, nil // as it was built
+	}
 	return Build(d.Config, d.Peers, extra)
 }
 
@@ -110,19 +114,32 @@ func Apply(ctx context.Context, configFile string, force bool) (Applied, error) 
 		return Applied{}, err
 	}
 	defer release()
+	allowed := always
 	if !force {
-		err := errors.Join(checkAgainstLastGood(ctx, d, in), checkConfirmed(ctx, d.Config.StateDir, in))
-		if err != nil {
-			release()
-			changes, err := applyLastGood(ctx, d.Config.StateDir, configFile, err)
-			return Applied{Changes: changes}, err
-		}
+		allowed = aside(func() error {
+			return errors.Join(checkAgainstLastGood(ctx, d, in), checkConfirmed(ctx, d.Config.StateDir, in))
+		})
 	}
-	changes, err := applyWithExtra(ctx, d, configFile)
+	changes, err := applyWithExtra(ctx, d, configFile, allowed)
+	if err := allowed(); err != nil {
+		release()
+		changes, err := applyLastGood(ctx, d.Config.StateDir, configFile, err)
+		return Applied{Changes: changes}, err
+	}
 	if err != nil {
 		return Applied{Changes: changes}, err
 	}
 	return Applied{Changes: changes}, save(ctx, d.Config, in)
+}
+
+// always allows what has been checked before.
+func always() error { return nil }
+
+// aside begins f, whose result is that of the function it returns.
+func aside(f func() error) func() error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return sync.OnceValue(func() error { return <-done })
 }
 
 // applyLastGood stands in where cause keeps the files from being applied.
@@ -139,7 +156,7 @@ func applyLastGood(ctx context.Context, dir, configFile string, cause error) (Ch
 		return Changes{}, errors.Join(cause, err)
 	}
 	defer release()
-	plan, err := applyWithExtra(ctx, good, filepath.Join(dir, lastGoodDir, acceptedConfig))
+	plan, err := applyWithExtra(ctx, good, filepath.Join(dir, lastGoodDir, acceptedConfig), always)
 	if err != nil {
 		return plan, fmt.Errorf("%w\nthe last good configuration in %s was not applied either: %w", cause, dir, err)
 	}
@@ -170,22 +187,26 @@ func applyByDaemon(ctx context.Context, d Desired, r control.ApplyRequest) (Appl
 	return applied, nil
 }
 
-func applyWithExtra(ctx context.Context, d Desired, configFile string) (Changes, error) {
+// applyWithExtra asks allowed before it writes.
+func applyWithExtra(ctx context.Context, d Desired, configFile string, allowed func() error) (Changes, error) {
 	d, err := withExtra(ctx, d, configFile)
 	if err != nil {
 		return Changes{}, err
 	}
-	return applyRules(ctx, d)
+	return applyRules(ctx, d, allowed)
 }
 
 // applyRules brings the kernel to d and returns what it changed. What cannot be
 // read or written does not keep the rest from being put right.
-func applyRules(ctx context.Context, d Desired) (Changes, error) {
+func applyRules(ctx context.Context, d Desired, allowed func() error) (Changes, error) {
 	fw, err := firewall.Open(ctx, d.Config.Firewall.Backend)
 	if err != nil {
 		return Changes{}, err
 	}
 	found, readErr := difference(ctx, fw, d)
+	if err := allowed(); err != nil {
+		return Changes{}, err
+	}
 	done := found
 	sysctlErr := leaveHint(sysctl.Apply(ctx, found.Sysctl))
 	if sysctlErr != nil {
@@ -198,27 +219,28 @@ func applyRules(ctx context.Context, d Desired) (Changes, error) {
 	if err := errors.Join(readErr, sysctlErr); err != nil {
 		return done, err
 	}
+	// The rules are in force: what connections they leave is looked at while they are read back.
+	var cuts firewall.Cuts
+	looked := aside(func() (err error) {
+		cuts, err = unwanted(ctx, d)
+		return err
+	})
 	left, err := difference(ctx, fw, d)
+	lookErr := looked()
 	if err != nil {
 		return done, err
 	}
 	if !left.Empty() {
 		return done, fmt.Errorf("the kernel still differs after it was written:\n%s", left)
 	}
-	done.Connections, err = cutUnwanted(ctx, d)
-	return done, err
-}
-
-// cutUnwanted comes after the rules: what is cut while they still allow it comes back.
-func cutUnwanted(ctx context.Context, d Desired) (firewall.Cuts, error) {
-	cuts, err := unwanted(ctx, d)
-	if err == nil {
-		err = firewall.Cut(ctx, cuts.Connections)
+	if lookErr != nil {
+		return done, lookErr
 	}
-	if err != nil {
-		return firewall.Cuts{}, err
+	if err := firewall.Cut(ctx, cuts.Connections); err != nil {
+		return done, err
 	}
-	return cuts, nil
+	done.Connections = cuts
+	return done, nil
 }
 
 // Verification is what `verify` prints.

@@ -225,9 +225,12 @@ func (o *openings) next() time.Duration {
 	return least
 }
 
-// moved says whether follow would return another number than seen.
+// moved says whether follow may return another number than seen. It does not wait
+// for a disk that somebody else writes to.
 func (o *openings) moved(seen uint64, now time.Time) bool {
-	o.mu.Lock()
+	if !o.mu.TryLock() {
+		return true
+	}
 	defer o.mu.Unlock()
 	return o.changes != seen || slices.ContainsFunc(o.list, func(x control.Opening) bool { return x.Ended.IsZero() && !x.Until.After(now) })
 }
@@ -237,6 +240,15 @@ func (o *openings) all() []control.Opening {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.list)
+}
+
+// settled is all for who cannot wait: not ok while one of them is being recorded.
+func (o *openings) settled() (list []control.Opening, ok bool) {
+	if !o.mu.TryLock() {
+		return nil, false
+	}
+	defer o.mu.Unlock()
+	return slices.Clone(o.list), true
 }
 
 // open are those in force, for people: their end is said by today's clock, even

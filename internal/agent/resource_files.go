@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,10 +34,26 @@ const filesName = "files"
 type filesResource struct {
 	running func([]runningService) []runningService
 	config  func() config.Config
-	list    []runningService // that running fills, again and again
-	looked  []lookedService  // at the last look
-	kept    []*keptPath
+
+	disk patient
+	hung bool // the last look had no answer from a disk
+
+	// Of the functions that disk runs.
+	list   []runningService // that running fills, again and again
+	looked []lookedService  // at the last look
+	kept   []*keptPath
+	at     atomic.Pointer[keptPath] // what is looked at right now
+
+	peek    func() // of this value, made once
+	differs bool   // what it found
 }
+
+// How long the loop waits for a disk, in a tick and in a look. Cached as what is
+// looked at is, it mostly takes microseconds.
+const (
+	peekPatience = 100 * time.Millisecond
+	diskPatience = 2 * time.Second
+)
 
 // lookedService tells one start of a service from another.
 type lookedService struct {
@@ -46,13 +64,49 @@ type lookedService struct {
 // newFilesResource is given what counts now: the services that are ready, and
 // the configuration in force.
 func newFilesResource(running func([]runningService) []runningService, cfg func() config.Config) *filesResource {
-	return &filesResource{running: running, config: cfg}
+	r := &filesResource{running: running, config: cfg}
+	r.peek = func() { r.differs = r.peeks() }
+	return r
 }
 
 func (r *filesResource) Name() string { return filesName }
 
-// Plan implements reconcile.Resource.
+// Plan implements reconcile.Resource. A disk that hangs holds up nothing else: it
+// is for people, as is all that is not put back.
 func (r *filesResource) Plan(ctx context.Context) (reconcile.Plan, error) {
+	found := make(chan fileLook, 1)
+	if !r.ask(func() { found <- r.look(ctx) }) {
+		return filePlan{faults: []string{r.hangs()}}, nil
+	}
+	l := <-found
+	return l.plan, l.err
+}
+
+// fileLook is what one look found.
+type fileLook struct {
+	plan filePlan
+	err  error
+}
+
+// ask runs f, and does not wait again for a disk that has had its time.
+func (r *filesResource) ask(f func()) bool {
+	wait := diskPatience
+	if r.hung {
+		wait = 0
+	}
+	r.hung = !r.disk.free(wait) || !r.disk.do(f, diskPatience)
+	return !r.hung
+}
+
+func (r *filesResource) hangs() string {
+	what := "the files"
+	if k := r.at.Load(); k != nil {
+		what = k.what + " " + k.path
+	}
+	return what + ": its disk does not answer, so nothing is known of modes and owners: see `dmesg`; all else is kept"
+}
+
+func (r *filesResource) look(ctx context.Context) fileLook {
 	var p filePlan
 	var errs []error
 	r.list = r.running(r.list[:0])
@@ -61,13 +115,14 @@ func (r *filesResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 	r.take(wanted)
 	for _, k := range r.kept {
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("cannot look at modes and owners: %w", err)
+			return fileLook{err: fmt.Errorf("cannot look at modes and owners: %w", err)}
 		}
+		r.at.Store(k)
 		if err := k.look(&p); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	return p, errors.Join(errs...)
+	return fileLook{p, errors.Join(errs...)}
 }
 
 // wanted are the paths to keep now, none of them open yet.
@@ -131,8 +186,17 @@ func (r *filesResource) Apply(_ context.Context, p reconcile.Plan) error {
 	if !ok {
 		return fmt.Errorf("cannot apply a %T to files", p)
 	}
+	done := make(chan error, 1)
+	if !r.ask(func() { done <- r.putBack(plan) }) {
+		return errors.New(r.hangs())
+	}
+	return <-done
+}
+
+func (r *filesResource) putBack(p filePlan) error {
 	var errs []error
-	for _, c := range plan.changes {
+	for _, c := range p.changes {
+		r.at.Store(c.kept)
 		if err := c.apply(); err != nil {
 			errs = append(errs, fmt.Errorf("cannot put back %s %s: %w", c.kept.what, c.kept.path, err))
 		}
@@ -142,16 +206,29 @@ func (r *filesResource) Apply(_ context.Context, p reconcile.Plan) error {
 
 // Peek implements reconcile.Peeker: one stat(2) for each path.
 func (r *filesResource) Peek(context.Context) bool {
+	if r.hung || !r.disk.do(r.peek, peekPatience) {
+		return true
+	}
+	return r.differs
+}
+
+func (r *filesResource) peeks() bool {
 	r.list = r.running(r.list[:0])
 	same := slices.EqualFunc(r.list, r.looked, func(a runningService, b lookedService) bool { return a.name == b.name && a.pid == b.pid })
 	if !same || len(r.kept) == 0 {
 		return true
 	}
-	return slices.ContainsFunc(r.kept, func(k *keptPath) bool { return k.differs() })
+	return slices.ContainsFunc(r.kept, func(k *keptPath) bool {
+		r.at.Store(k)
+		return k.differs()
+	})
 }
 
 // close gives the descriptors back.
-func (r *filesResource) close() { r.take(nil) }
+func (r *filesResource) close() {
+	r.ask(func() { r.take(nil) })
+	r.disk.close()
+}
 
 // filePlan is what differs in modes and owners.
 type filePlan struct {

@@ -121,12 +121,12 @@ func (w *ruleWatch) learn(want firewall.Ruleset, got firewall.Observed) {
 	}
 }
 
-// forget is for rules that are about to be written.
-func (w *ruleWatch) forget() {
+// forget is for a plan that is about to be applied.
+func (w *ruleWatch) forget(p firewall.Plan) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.reflex != nil {
-		w.reflex.Forget()
+		w.reflex.Forget(p)
 	}
 }
 
@@ -237,7 +237,7 @@ func (r *firewallResource) Apply(ctx context.Context, p reconcile.Plan) error {
 	if !ok {
 		return fmt.Errorf("cannot apply a %T to the firewall", p)
 	}
-	r.watch.forget()
+	r.watch.forget(plan)
 	if err := r.fw.Apply(ctx, plan); err != nil {
 		return err
 	}

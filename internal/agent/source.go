@@ -52,14 +52,14 @@ type fileSource struct {
 // that takes is in the files, but until it is held somebody else may still change
 // what counts, and who does not get it must leave state_dir alone.
 func lockedSource(ctx context.Context, configFile string, log *slog.Logger) (s *fileSource, release func(), err error) {
-	seen, err := readSource(ctx, configFile, slog.New(slog.DiscardHandler))
+	seen, err := readSource(ctx, configFile, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return nil, nil, err
 	}
 	if release, err = lockFor(ctx, seen.current.Config); err != nil {
 		return nil, nil, err
 	}
-	s, err = newFileSource(ctx, configFile, log)
+	s, err = newFileSource(ctx, configFile, log, seen)
 	if was := seen.current.Config.RuntimeDir; err == nil && s.current.Config.RuntimeDir != was {
 		err = fmt.Errorf("runtime_dir changed from %s to %s just now; start again", was, s.current.Config.RuntimeDir)
 	}
@@ -71,9 +71,10 @@ func lockedSource(ctx context.Context, configFile string, log *slog.Logger) (s *
 }
 
 // newFileSource takes the files as they are or, if they are bad, the last good
-// ones of state_dir. It fails if there is neither.
-func newFileSource(ctx context.Context, configFile string, log *slog.Logger) (*fileSource, error) {
-	s, err := readSource(ctx, configFile, log)
+// ones of state_dir. It fails if there is neither. seen is an earlier one of the
+// same files, or nil; what has not changed since need not be built again.
+func newFileSource(ctx context.Context, configFile string, log *slog.Logger, seen *fileSource) (*fileSource, error) {
+	s, err := readSource(ctx, configFile, log, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -84,9 +85,13 @@ func newFileSource(ctx context.Context, configFile string, log *slog.Logger) (*f
 }
 
 // readSource is the part of newFileSource that writes nothing.
-func readSource(ctx context.Context, configFile string, log *slog.Logger) (*fileSource, error) {
+func readSource(ctx context.Context, configFile string, log *slog.Logger, seen *fileSource) (*fileSource, error) {
 	s := &fileSource{configFile: configFile, log: log, supervised: map[string]config.Service{}, facts: factWatch{reader: newFactReader(log), patience: factPatience}}
-	d, in, err := loadInput(ctx, configFile)
+	var known loaded
+	if seen != nil {
+		known = loaded{seen.current, seen.currentIn}
+	}
+	d, in, err := known.again(ctx, configFile)
 	err = s.resume(ctx, d, in, err)
 	s.current, s.currentIn, s.seen = d, in, in
 	if err != nil {

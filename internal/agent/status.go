@@ -65,9 +65,40 @@ func (w *ruleWatch) addOther(s *control.Status) {
 	}
 }
 
+// lookPatience is longer than a pass takes whose commands are slow but do end.
+const lookPatience = 15 * time.Second
+
 // overdue says whether the last look is so long ago that it proves nothing any more.
 func overdue(snap reconcile.Snapshot, interval time.Duration) bool {
-	return time.Since(snap.LastLook) > time.Minute+interval
+	return time.Since(snap.LastLook) > lookPatience+2*interval
+}
+
+// A fight over a resource that others change again and again: it is put right each
+// time, but each time for a moment only.
+const (
+	fightSpan  = 10 * time.Second
+	fightTimes = 3
+	fightOpen  = fightSpan / 4 // not as it should be for so long, in all
+)
+
+// fought says for how much of the last fightSpan others had a resource their way,
+// at most; 0 if that is no fight.
+func fought(snap reconcile.Snapshot, resource string) time.Duration {
+	var open time.Duration
+	times := 0
+	for _, e := range snap.Events {
+		if e.Resource != resource || e.Cause != reconcile.CauseDrift || e.Repaired.IsZero() {
+			continue
+		}
+		if since := time.Since(e.Repaired); since < fightSpan {
+			times++
+			open += min(time.Duration(e.OpenMS*float64(time.Millisecond)), fightSpan-since)
+		}
+	}
+	if times < fightTimes || open < fightOpen {
+		return 0
+	}
+	return min(open, fightSpan).Round(100 * time.Millisecond)
 }
 
 // netfilterLayer: connections that should have been cut count as well.
@@ -82,6 +113,10 @@ func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend str
 		l.Enforced = false
 		l.Detail = fmt.Sprintf("last compared with the kernel %s ago", age.Round(time.Second))
 		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; if it lasts, restart the daemon (services go on)")
+	case l.Enforced && fought(snap, firewallName) > 0:
+		l.Enforced = false
+		l.Detail = fmt.Sprintf("others change it again and again: put right each time, but wrong for up to %s of the last %s", fought(snap, firewallName), fightSpan)
+		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; `pghardend events` shows what, and mostly who")
 	case l.Enforced:
 		l.Detail = fmt.Sprintf("rules and sets equal the plan, looked at %d ms ago, read back in full %.0f s ago (%s)",
 			age.Milliseconds(), time.Since(snap.LastPass).Seconds(), backend)
@@ -102,6 +137,8 @@ func sysctlLayer(snap reconcile.Snapshot, interval time.Duration, managed bool) 
 		l.Detail = "no pass yet"
 	case overdue(snap, interval) || !snap.Right("sysctl"):
 		l.Detail = "not known to be as desired, see the reasons"
+	case fought(snap, sysctlName) > 0:
+		l.Detail = fmt.Sprintf("others change them again and again: put right each time, but wrong for up to %s of the last %s", fought(snap, sysctlName), fightSpan)
 	default:
 		l.Enforced = true
 		l.Detail = fmt.Sprintf("network settings are as desired, read back %d ms ago", time.Since(snap.LastLook).Milliseconds())

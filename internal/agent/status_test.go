@@ -70,6 +70,51 @@ func TestSysctlLayer(t *testing.T) {
 	}
 }
 
+// What somebody takes away again as fast as it is put back is not enforced, however
+// well the last look ended.
+func TestFoughtLayerIsNotEnforced(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name   string
+		times  int
+		each   time.Duration // open
+		apart  time.Duration
+		ago    time.Duration
+		cause  string
+		fought bool
+	}{
+		{"nobody", 0, 0, 0, 0, reconcile.CauseDrift, false},
+		{"one drift, found late", 1, 9 * time.Second, 0, 0, reconcile.CauseDrift, false},
+		{"each look finds it gone", 9, 900 * time.Millisecond, time.Second, 0, reconcile.CauseDrift, true},
+		{"a tool's restart, answered at once", 30, time.Millisecond, 2 * time.Millisecond, 0, reconcile.CauseDrift, false},
+		{"an operator's changes", 9, 900 * time.Millisecond, time.Second, 0, reconcile.CauseChange, false},
+		{"it is over", 9, 900 * time.Millisecond, time.Second, 11 * time.Second, reconcile.CauseDrift, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, resource := range []string{firewallName, sysctlName} {
+				snap := reconcile.Snapshot{Passes: 1, LastLook: now}
+				for i := range tt.times {
+					snap.Events = append(snap.Events, reconcile.Event{
+						Resource: resource, Cause: tt.cause, OpenMS: float64(tt.each.Milliseconds()),
+						Repaired: now.Add(-tt.ago - time.Duration(tt.times-i)*tt.apart),
+					})
+				}
+				var s control.Status
+				l := sysctlLayer(snap, time.Second, true)
+				if resource == firewallName {
+					l = netfilterLayer(snap, time.Second, "legacy", &s)
+				}
+				if l.Enforced == tt.fought || strings.Contains(l.Detail, "others change") != tt.fought {
+					t.Errorf("%+v", l)
+				}
+				if resource == firewallName && tt.fought != (len(s.Reasons) == 1) {
+					t.Errorf("reasons %q", s.Reasons)
+				}
+			}
+		})
+	}
+}
+
 // Rules of the other backend are its users' business, unless they make ours lie.
 func TestF08_RulesOfTheOtherBackendAreReported(t *testing.T) {
 	for _, tt := range []struct {

@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -44,6 +45,9 @@ const (
 
 // version is set when the program is built.
 var version = "devel"
+
+// gcPercent is for commands that end in a moment; the daemon chooses its own.
+const gcPercent = 400
 
 const defaultConfig = "/etc/pghardend/pghardend.yaml"
 
@@ -77,6 +81,7 @@ func Run(args []string) int {
 		// Before any signal is caught: a service may be stopped while it waits here.
 		return o.exitCode(supervise.Gate(args[2:]))
 	}
+	debug.SetGCPercent(gcPercent)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	root := newRoot(o)

@@ -142,6 +142,9 @@ func merged(list []control.Event) []control.Event {
 		k := key{e.Boot, e.PID, e.ID}
 		i, told := at[k]
 		switch {
+		case e.Kind == control.KindDaemon:
+			clear(at) // a daemon counts from 1 again, and in a container has the same pid
+			out = append(out, e)
 		case e.ID == 0:
 			out = append(out, e)
 		case told:

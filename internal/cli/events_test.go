@@ -40,6 +40,17 @@ func TestGist(t *testing.T) {
 }
 
 // The same number of another daemon is another drift.
+// In a container each daemon has the same pid and boot.
+func TestMergedKeepsDaemonsApart(t *testing.T) {
+	drift := func(seq uint64) control.Event {
+		return control.Event{Seq: seq, Boot: "a", PID: 1, Kind: "drift", Drift: control.Drift{ID: 1}}
+	}
+	started := control.Event{Seq: 2, Boot: "a", PID: 1, Kind: control.KindDaemon}
+	if got := merged([]control.Event{drift(1), started, drift(3), drift(4)}); len(got) != 3 || got[0].Seq != 1 || got[2].Seq != 4 {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestMerged(t *testing.T) {
 	event := func(seq uint64, boot string, pid int, id uint64) control.Event {
 		return control.Event{Seq: seq, Boot: boot, PID: pid, Lost: 1, Drift: control.Drift{ID: id}}
