@@ -30,7 +30,9 @@ func parts() []part {
 	return []part{
 		{"start", benchStart},
 		{"members", on(benchMembers)},
+		{"change", benchChange},
 		{"window", benchWindow},
+		{"storm", benchStorm},
 		{"idle", on(benchIdle)},
 	}
 }

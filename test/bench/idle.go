@@ -35,12 +35,12 @@ func benchIdle(ctx context.Context, out io.Writer, h *testbed.Host, backend stri
 		return err
 	}
 	defer func() { err = errors.Join(err, leave(ctx, a)) }()
-	time.Sleep(settleFor)
+	time.Sleep(settleFor) //nolint:forbidigo // what has to be over cannot be seen
 	before, err := used(a.PID())
 	if err != nil {
 		return err
 	}
-	time.Sleep(idleFor)
+	time.Sleep(idleFor) //nolint:forbidigo // this is what is measured
 	after, err := used(a.PID())
 	if err != nil {
 		return err

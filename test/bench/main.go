@@ -11,6 +11,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 2 && os.Args[1] == profiled {
+		os.Exit(daemon(os.Args[2:]))
+	}
 	os.Exit(testbed.Main(func(ctx context.Context) int {
 		if err := bench(ctx, os.Stdout, os.Args[1:]); err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
