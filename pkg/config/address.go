@@ -72,12 +72,12 @@ func parsePrefix(s string) (p netip.Prefix, problem, fix string) {
 	if strings.Contains(s, "%") {
 		return p, quote(s) + " has a zone", "write it without the % and what follows"
 	}
-	if a, err := netip.ParseAddr(s); err == nil {
-		return p, quote(s) + " has no prefix length", fmt.Sprintf("write %s/%d for this one address", a.Unmap(), a.Unmap().BitLen())
-	}
 	p, err := netip.ParsePrefix(s)
 	switch {
 	case err != nil:
+		if a, err := netip.ParseAddr(s); err == nil {
+			return p, quote(s) + " has no prefix length", fmt.Sprintf("write %s/%d for this one address", a.Unmap(), a.Unmap().BitLen())
+		}
 		return p, quote(s) + " is not a CIDR", example
 	case p.Bits() == 0:
 		return p, quote(s) + " is every address there is", "list the networks that are really meant, such as 10.50.0.0/16"

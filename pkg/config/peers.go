@@ -153,8 +153,8 @@ func (r *peersReader) network(name, key string, n *yaml.Node) {
 	case name == "open": // its sets would be those of pghardend's time-boxed openings
 		r.report(key, "the name open is taken by the openings of `pghardend open`", "choose another name")
 	}
-	prefixes := []netip.Prefix{}
-	seen := map[netip.Prefix]string{}
+	prefixes := make([]netip.Prefix, 0, len(n.Content)) // there may be thousands
+	seen := make(map[netip.Prefix]string, len(n.Content))
 	r.items(key, n, "10.0.0.0/24", func(key string, n *yaml.Node) {
 		s, ok := r.text(key, n, "10.0.0.0/24")
 		if !ok {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"slices"
@@ -218,5 +219,6 @@ func (w *walker) version(key string, n *yaml.Node) {
 // there is nothing to visit if root is nil.
 func newWalker(file string, data []byte) (w *walker, root *yaml.Node) {
 	root, problems := document(file, data)
-	return &walker{file: file, lines: lineIndex{}, problems: problems}, root
+	lines := make(lineIndex, bytes.Count(data, []byte("\n"))) // about as many as there will be
+	return &walker{file: file, lines: lines, problems: problems}, root
 }

@@ -154,7 +154,7 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 }
 
 // unshut removes the shutter's rules.
-func (e *edits) unshut(t *imageTable, chain *nftChain) (any bool) {
+func (e *edits) unshut(t *imageTable, chain *nftChain) (removed bool) {
 	if len(e.interim) == 0 {
 		return false
 	}
@@ -162,13 +162,13 @@ func (e *edits) unshut(t *imageTable, chain *nftChain) (any bool) {
 	for _, r := range chain.rules {
 		if slices.Contains(e.interim, r.handle) {
 			e.remove(t, chain.name, r)
-			any = true
+			removed = true
 		} else {
 			rest = append(rest, r)
 		}
 	}
 	chain.rules = rest
-	return any
+	return removed
 }
 
 // describe is a rule that the kernel has where none of that kind should be.
