@@ -140,6 +140,15 @@ func (w *ruleWatch) answer() {
 	}
 }
 
+// recall is for a plan that could not be applied.
+func (w *ruleWatch) recall() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reflex != nil {
+		w.reflex.Recall()
+	}
+}
+
 // repair puts back what somebody changed. Its outcome is also that of answer.
 func (w *ruleWatch) repair() (firewall.Repair, error) {
 	w.mu.Lock()
@@ -239,6 +248,7 @@ func (r *firewallResource) Apply(ctx context.Context, p reconcile.Plan) error {
 	}
 	r.watch.forget(plan)
 	if err := r.fw.Apply(ctx, plan); err != nil {
+		r.watch.recall()
 		return err
 	}
 	r.written()

@@ -116,7 +116,8 @@ func (f *Firewall) startTable(ctx context.Context, id TableID) func() (ObservedT
 	case f.unused[id], f.missing[fam] != nil && id == RawIPv6: // the latter is said for the filter table
 		return func() (ObservedTable, error) { return ObservedTable{}, nil }
 	case f.missing[fam] != nil:
-		return func() (ObservedTable, error) { return ObservedTable{}, f.missing[fam] }
+		err := fmt.Errorf("%w; commands are looked for at the start, so restart the daemon after that (services go on)", f.missing[fam])
+		return func() (ObservedTable, error) { return ObservedTable{}, err }
 	}
 	wait := f.run.start(ctx, "", f.tools[fam].save, "-t", id.name())
 	return func() (ObservedTable, error) {

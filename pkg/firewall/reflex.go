@@ -38,6 +38,7 @@ type Reflex struct {
 	port       uint32
 	release    func()
 	image      *image
+	former     *image // the one that was forgotten last
 	generation uint32      // of the last look
 	found      [3]nftTable // of the last look; its memory is used again, as is the batch's
 	batch      nftWriter
@@ -129,8 +130,23 @@ func (r *Reflex) Forget(p Plan) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p.writesRules() {
-		r.image = nil
+		r.image, r.former = nil, r.image
 	}
+}
+
+// Recall takes the image up again that Forget has dropped, if Apply failed and
+// wrote nothing: what was in force still is, and it should be put back as ever
+// while the new rules cannot be written.
+func (r *Reflex) Recall() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.image != nil || r.former == nil || r.closed {
+		return
+	}
+	if generation, err := r.socket.generation(); err == nil && generation == r.generation {
+		r.image = r.former
+	}
+	r.former = nil
 }
 
 // Learned says whether there is an image.

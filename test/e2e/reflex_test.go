@@ -221,6 +221,15 @@ func TestReflexLearns(t *testing.T) {
 	if b.reflex.Learned() || !b.reflex.Changed() {
 		t.Error("not forgotten")
 	}
+	b.reflex.Recall()
+	if !b.reflex.Learned() || b.reflex.Changed() {
+		t.Error("not taken up again, though nothing was written")
+	}
+	b.reflex.Forget(firewall.Diff(other, b.observe()))
+	b.sh("$I4 -A INPUT -j ACCEPT")
+	if b.reflex.Recall(); b.reflex.Learned() {
+		t.Error("taken up again after somebody wrote")
+	}
 	b.sh("nft add table ip filter '{ flags dormant; }'")
 	fwMust(t, b.reflex.Learn(b.want, b.observe()))
 	if !b.reflex.Changed() {
