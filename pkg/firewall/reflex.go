@@ -38,7 +38,7 @@ type Reflex struct {
 	port       uint32
 	release    func()
 	image      *image
-	former     *image // the one that was forgotten last
+	former     *image      // the one that was forgotten last
 	generation uint32      // of the last look
 	found      [3]nftTable // of the last look; its memory is used again, as is the batch's
 	batch      nftWriter
