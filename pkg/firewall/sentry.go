@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,8 @@ const (
 	sentryRate, sentryBurst = 10, 20
 	// sentryPriority is the lowest of SCHED_FIFO, sched(7): above all that is not real time.
 	sentryPriority = 1
+	// maxHold is how long other CPUs are kept from fetching the committer.
+	maxHold = 2 * time.Millisecond
 	// maxSentries bounds the threads, of which each CPU has one.
 	maxSentries = 16
 )
@@ -33,19 +36,23 @@ var ErrNoSentry = errors.New("rule changes cannot be answered before who made th
 // commit removed is freed, for some 10 ms (nft_rcv_nl_event in
 // net/netfilter/nf_tables_api.c). A command such as iptables closes its socket
 // 50 µs after its commit. So each CPU has a thread of real-time priority that
-// sleeps until a commit is made on this CPU, and then runs in place of the committer.
+// sleeps until there is a commit. On the CPU where it was made, the thread runs in
+// place of the committer and answers. On the others it keeps the CPU for as long,
+// two milliseconds at most: one that has nothing to do would fetch the committer
+// and run it.
 //
 // Where that is not permitted, or there are too many CPUs, a Watcher hears of the
 // commits all the same.
 type Sentry struct {
 	own     *ownCommits
 	answer  func(Commit)
-	fds     []int // one for each CPU
+	fds     []int // for each CPU one for commits made there, and one for those of the others
 	stop    int   // an eventfd, readable when all is over
 	threads sync.WaitGroup
 
 	mu    sync.Mutex
 	limit *rate.Limiter
+	done  atomic.Uint32 // the generation that was dealt with last
 }
 
 // OpenSentry begins to answer commits, but not our Own, in the calling thread's
@@ -83,12 +90,15 @@ func (s *Sentry) open(backend string) error {
 		if !cpus.IsSet(cpu) {
 			continue
 		}
-		fd, err := openSentrySocket(cpu)
-		if err != nil {
-			return errors.Join(err, s.Close())
+		for _, here := range []bool{true, false} {
+			fd, err := openSentrySocket(cpu, here)
+			if err != nil {
+				return errors.Join(err, s.Close())
+			}
+			s.fds = append(s.fds, fd)
 		}
-		s.fds = append(s.fds, fd)
-		s.threads.Go(func() { s.watch(fd, cpu, started) })
+		here, elsewhere := s.fds[len(s.fds)-2], s.fds[len(s.fds)-1]
+		s.threads.Go(func() { s.watch(here, elsewhere, cpu, started) })
 		if err := <-started; err != nil {
 			return errors.Join(err, s.Close())
 		}
@@ -96,8 +106,8 @@ func (s *Sentry) open(backend string) error {
 	return nil
 }
 
-func openSentrySocket(cpu int) (int, error) {
-	filter, err := generationFilter(onCPU(uint32(cpu))...) //nolint:gosec // a number of a CPU
+func openSentrySocket(cpu int, here bool) (int, error) {
+	filter, err := generationFilter(onCPU(uint32(cpu), here)...) //nolint:gosec // a number of a CPU
 	if err != nil {
 		return 0, err
 	}
@@ -132,7 +142,7 @@ func (s *Sentry) Close() error {
 
 // watch is one CPU's thread. It is never unlocked, so it ends with the function,
 // and nobody inherits its priority and its CPU.
-func (s *Sentry) watch(fd, cpu int, started chan<- error) {
+func (s *Sentry) watch(here, elsewhere, cpu int, started chan<- error) {
 	runtime.LockOSThread()
 	var one unix.CPUSet
 	one.Set(cpu)
@@ -146,28 +156,55 @@ func (s *Sentry) watch(fd, cpu int, started chan<- error) {
 	if err != nil {
 		return
 	}
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(s.stop), Events: unix.POLLIN}} //nolint:gosec // descriptors fit
+	var poll [3]unix.PollFd
+	for i, fd := range []int{here, elsewhere, s.stop} {
+		poll[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN} //nolint:gosec // descriptors fit
+	}
 	buf, firstPIDs := make([]byte, eventSize), inFirstPIDs()
 	for {
-		_, err := unix.Poll(poll, -1)
-		if err != nil && !errors.Is(err, unix.EINTR) || poll[1].Revents != 0 {
+		_, err := unix.Poll(poll[:], -1)
+		if err != nil && !errors.Is(err, unix.EINTR) || poll[2].Revents != 0 {
 			return
 		}
-		at := time.Now()
-		n, err := receiveFromKernel(fd, buf)
-		if err != nil {
-			continue // another CPU's, or too many
-		}
-		if c, ok := parseCommit(buf[:n]); ok {
-			c.At, c.firstPIDs = at, firstPIDs
+		if c, ok := receiveCommit(here, buf, firstPIDs); ok {
 			s.heard(c)
 		}
+		if c, ok := receiveCommit(elsewhere, buf, firstPIDs); ok {
+			s.hold(c, elsewhere)
+		}
 	}
+}
+
+// receiveCommit is false if there is none, or too many.
+func receiveCommit(fd int, buf []byte, firstPIDs bool) (c Commit, ok bool) {
+	at := time.Now()
+	n, err := receiveFromKernel(fd, buf)
+	if err != nil {
+		return Commit{}, false
+	}
+	c, ok = parseCommit(buf[:n])
+	c.At, c.firstPIDs = at, firstPIDs
+	return c, ok
 }
 
 func (s *Sentry) heard(c Commit) {
 	if !s.own.has(c) && s.allowed(c.At) {
 		s.answer(c)
+	}
+	s.done.Store(c.Generation)
+}
+
+// hold keeps the CPU until the commit of another CPU has been dealt with, or the
+// next one is there, which the first change of an answer is.
+func (s *Sentry) hold(c Commit, fd int) {
+	if s.own.has(c) {
+		return
+	}
+	next := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor fits
+	for s.done.Load() != c.Generation && time.Since(c.At) < maxHold {
+		if n, _ := unix.Poll(next, 0); n > 0 {
+			return
+		}
 	}
 }
 
