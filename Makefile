@@ -23,10 +23,11 @@ GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
 
 UNIT = $$($(GO) list ./... | grep -v '^$(MODULE)/test/e2e')
 E2E := ./test/e2e/...
-# RUN=TestF28 picks end-to-end tests by name, FUZZTIME=5m is the time for each fuzz target, KEEP=1 leaves the demo's namespaces.
+# RUN=TestF28 picks end-to-end tests by name, FUZZTIME=5m is the time for each fuzz target, KEEP=1 leaves the demo's namespaces, PART=idle is one part of bench.
 RUN ?=
 FUZZTIME ?= 20s
 KEEP ?=
+PART ?=
 
 .PHONY: help root deps deps-build deps-unit build test test-unit test-e2e lint fuzz bench demo clean
 
@@ -60,7 +61,7 @@ test-unit: deps-unit ## unit tests with the race detector, then the coverage of 
 
 test-e2e: root deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
 	@mkdir -p build
-	$(GO) test -race -count=1 -timeout 70m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
+	$(GO) test -race -count=1 -timeout 80m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
 
 lint: deps-build $(GOLANGCI) ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }
@@ -77,8 +78,8 @@ $(GOLANGCI):
 fuzz: deps-build ## every fuzz target for FUZZTIME (20s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
-bench: root deps ## what it costs, measured in namespaces (as root): rules and times with 5, 1000 and 10000 addresses
-	@$(GO) run ./test/bench
+bench: root deps ## what it costs, measured in namespaces (as root, 12 minutes); PART=window picks: start, members, change, window, idle, storm
+	@$(GO) run ./test/bench $(PART)
 
 demo: root deps build ## five VMs and their neighbours: who reaches whom, a reverse shell, a flush (as root); KEEP=1 keeps them
 	@KEEP=$(KEEP) $(GO) run ./test/demo

@@ -1,6 +1,9 @@
 package agent
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 // A patient runs one function at a time in a goroutine of its own. Its caller does
 // not wait for one that a disk holds up: a system call on a disk that hangs
@@ -46,7 +49,19 @@ func (p *patient) start() {
 	}()
 }
 
+// yields is how often the caller lets others run before it waits with a timer,
+// which would wake the daemon up once more. Mostly the first is enough.
+const yields = 10
+
 func (p *patient) ended(wait time.Duration) bool {
+	for range yields {
+		select {
+		case <-p.done:
+			return true
+		default:
+			runtime.Gosched()
+		}
+	}
 	p.timer.Reset(wait)
 	defer p.timer.Stop()
 	select {
