@@ -14,12 +14,13 @@ const (
 )
 
 // When a resource is looked at after an alarm. A look costs a thousand times
-// what a reflex does, so it waits for the end of a burst.
+// what a reflex does, and its commands can make one wait that comes meanwhile, so
+// it waits for the end of a burst.
 const (
-	quiet      = 20 * time.Millisecond // after the last alarm
-	latest     = time.Second           // after the first
-	repairGap  = 250 * time.Millisecond
-	foreignGap = time.Second // nothing of ours differed: a tool edits rules of its own
+	quiet     = 20 * time.Millisecond  // after the last alarm
+	latest    = time.Second            // after the first
+	lookGap   = time.Second            // after the look before
+	repairGap = 250 * time.Millisecond // the same, where no reflex puts back
 )
 
 // Alarm asks for Reflex, or a look, at once. It never blocks; alarms beyond those
@@ -131,7 +132,7 @@ func (l *Loop) serve(ctx context.Context, r Resource, p *part, h *held) {
 	if repaired {
 		p.reflexes++
 		p.damper.repaired(now)
-		p.wantSoon(now, repairGap)
+		p.wantSoon(now)
 		l.reflexed(r.Name(), p, h, plan, began, now)
 	}
 	if err != nil {
@@ -145,7 +146,7 @@ func (l *Loop) serve(ctx context.Context, r Resource, p *part, h *held) {
 	p.failed = ""
 	if !repaired {
 		p.damper.looked(now)
-		p.wantSoon(now, foreignGap)
+		p.wantSoon(now)
 	}
 }
 

@@ -299,22 +299,22 @@ func TestAlarmsThatComeTogetherNameAll(t *testing.T) {
 	})
 }
 
-// The look that proves a repair does not wait as long as one after a foreign change.
+// A look waits for the end of a burst, for a while after the look before, and not
+// for ever.
 func TestWhenALookFollowsAlarms(t *testing.T) {
 	now := time.Unix(1000, 0)
-	p := &part{served: now.Add(-10 * time.Millisecond)}
+	p := &part{served: now.Add(-900 * time.Millisecond)}
 	steps := []struct {
-		at, gap, due time.Duration // due after now
+		at, due time.Duration // due after now
 	}{
-		{0, foreignGap, 990 * time.Millisecond},
-		{10 * time.Millisecond, repairGap, 240 * time.Millisecond},
-		{100 * time.Millisecond, foreignGap, 240 * time.Millisecond},
-		{235 * time.Millisecond, repairGap, 255 * time.Millisecond},
-		{990 * time.Millisecond, repairGap, 1000 * time.Millisecond}, // there is no end of them
-		{995 * time.Millisecond, repairGap, 1000 * time.Millisecond},
+		{0, 100 * time.Millisecond},
+		{90 * time.Millisecond, 110 * time.Millisecond},
+		{235 * time.Millisecond, 255 * time.Millisecond},
+		{990 * time.Millisecond, 1000 * time.Millisecond}, // there is no end of them
+		{995 * time.Millisecond, 1000 * time.Millisecond},
 	}
 	for _, s := range steps {
-		p.wantSoon(now.Add(s.at), s.gap)
+		p.wantSoon(now.Add(s.at))
 		if got := p.due.Sub(now); got != s.due {
 			t.Errorf("alarm after %v: the look is due after %v, want %v", s.at, got, s.due)
 		}

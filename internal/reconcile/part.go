@@ -17,7 +17,6 @@ type part struct {
 	due    time.Time // when a look is wanted; zero: none is
 	why    string    // reason for it
 	wanted time.Time // since when
-	gap    time.Duration
 	served time.Time // begin of the last look after an alarm
 }
 
@@ -49,12 +48,11 @@ func (p *part) wantNow(now time.Time) {
 }
 
 // wantSoon asks for a look when no further alarms come, and not too often.
-func (p *part) wantSoon(now time.Time, gap time.Duration) {
+func (p *part) wantSoon(now time.Time) {
 	if p.wanted.IsZero() {
-		p.wanted, p.gap = now, gap
+		p.wanted = now
 	}
-	p.gap = min(p.gap, gap)
-	at := later(now.Add(quiet), p.served.Add(p.gap))
+	at := later(now.Add(quiet), p.served.Add(lookGap))
 	at = earlier(at, p.wanted.Add(latest))
 	if p.due.IsZero() || p.why == reasonVerify { // this one may be put off
 		p.due, p.why = at, reasonVerify
