@@ -3,10 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pghardend/pghardend/internal/control"
@@ -22,6 +24,7 @@ type agentMetrics struct {
 	listen  string // empty: the control socket alone
 	log     *slog.Logger
 	owners  *owners
+	deaf    atomic.Pointer[string] // why listen is not served; nil: it is
 
 	open map[uint64]bool // events that are counted and not over; the loop's goroutine owns it
 }
@@ -39,6 +42,16 @@ func newMetrics(a *Agent) *agentMetrics {
 	}
 }
 
+func (m *agentMetrics) warnings() []string {
+	if m == nil {
+		return nil
+	}
+	if why := m.deaf.Load(); why != nil {
+		return []string{*why}
+	}
+	return nil
+}
+
 func (m *agentMetrics) handler() http.Handler { return m.metrics.Handler() }
 
 // run serves metrics.listen, if it is configured, and counts denied syscalls,
@@ -51,7 +64,13 @@ func (m *agentMetrics) run(ctx context.Context) error {
 				<-ctx.Done()
 				return nil
 			}
-			return m.metrics.Serve(ctx, m.listen)
+			m.deaf.Store(nil)
+			err := m.metrics.Serve(ctx, m.listen)
+			if err != nil {
+				why := fmt.Sprintf("metrics: not served on %s, tried again each minute: %v", m.listen, err)
+				m.deaf.Store(&why)
+			}
+			return err
 		})
 	})
 	both.Go(func() {

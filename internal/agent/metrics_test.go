@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -179,5 +181,26 @@ func TestTags(t *testing.T) {
 	}
 	if len(tags(firewall.Ruleset{})) != 0 {
 		t.Error("names without rules")
+	}
+}
+
+// Metrics that cannot be served are said in status, and hold up nothing.
+func TestMetricsPortInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // for the test alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	m := &agentMetrics{metrics: metrics.New("v", "nft", metricsSource{}), listen: taken.Addr().String(), log: slog.New(slog.DiscardHandler), owners: newOwners(nil, nil)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- m.run(ctx) }()
+	awaitTrue(t, "there is no warning", func() bool { return len(m.warnings()) == 1 })
+	if w := m.warnings()[0]; !strings.Contains(w, "not served on "+m.listen) || !strings.Contains(w, "address already in use") {
+		t.Error(w)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -35,6 +35,7 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 		s.Reasons = append(s.Reasons, fmt.Sprintf("journal: %v", err))
 	}
 	a.rules.addOther(&s)
+	s.Warnings = append(s.Warnings, a.metrics.warnings()...)
 	s.Layers = append(s.Layers,
 		netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s),
 		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage))

@@ -224,7 +224,7 @@ func gist(text string) string {
 // oneLine keeps a name that somebody has chosen from making up lines and columns.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+		if controls(r) || r == '\u2028' || r == '\u2029' {
 			return unicode.ReplacementChar
 		}
 		return r

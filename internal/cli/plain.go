@@ -19,9 +19,12 @@ func (p plainWriter) Write(text []byte) (int, error) {
 
 func plain(text []byte) []byte {
 	return bytes.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+		if controls(r) && r != '\n' && r != '\t' {
 			return unicode.ReplacementChar
 		}
 		return r
 	}, text)
 }
+
+// controls is also true of what turns the direction of text around.
+func controls(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) }
