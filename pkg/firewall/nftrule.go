@@ -28,6 +28,7 @@ type imageRule struct {
 	counters []int    // where in exprs their values are, in order, of 8 bytes each
 	attrs    []byte   // the rule as it is written, without table, chain and position
 	sets     []uint16 // the numbers of ipsets that it matches
+	waits    bool     // the kernel may make wait who writes it: see shutter
 }
 
 func newImageRule(r nftRule, text string) imageRule {
@@ -35,6 +36,7 @@ func newImageRule(r nftRule, text string) imageRule {
 	im.counters = takeCounters(im.exprs)
 	im.attrs = im.encode()
 	im.sets = im.setIndexes(nil)
+	im.waits = im.ofXtables()
 	return im
 }
 

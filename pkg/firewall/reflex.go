@@ -55,7 +55,12 @@ type Repair struct {
 	Tries      int       // how often it was begun, since others changed rules meanwhile
 
 	shut    bool        // a shutter was written, and the exact rules follow
+	told    bool        // what the shutter was for is among the changes
 	interim [3][]uint64 // handles of its rules
+}
+
+func (r *Repair) tell(p Plan) {
+	r.Changes, r.Foreign = append(r.Changes, p.Changes...), append(r.Foreign, p.Foreign...)
 }
 
 // Repaired is when nothing was open any more. Exact rules may have followed later.
@@ -226,28 +231,24 @@ func (r *Reflex) repair(done *Repair) error {
 // shut closes what the kernel would make the exact rules wait for, and looks again.
 func (r *Reflex) shut(done *Repair) error {
 	var s shutter
-	var found Plan
-	for i, t := range r.image.tables {
-		if t == nil {
-			continue
-		}
-		e := edits{batch: &r.batch, chain: r.chainOf}
-		if err := e.compare(t, &r.found[i], done.Generation); err != nil {
-			return fmt.Errorf("%s: %w", t.id, err)
-		}
-		s.add(&e, t, &r.found[i])
-		found.Changes = append(found.Changes, e.plan.Changes...)
-		found.Foreign = append(found.Foreign, e.plan.Foreign...)
-	}
-	if len(s.tables) == 0 {
-		return nil
+	err := r.compare(done.Generation, true, func(e *edits, t *imageTable, found *nftTable) { s.add(e, t, found) })
+	if err != nil || len(s.tables) == 0 {
+		return err
 	}
 	s.write(&edits{batch: &r.batch}, done.Generation)
 	if err := r.commit(done); err != nil {
 		return err
 	}
 	done.shut = true
-	done.Changes, done.Foreign = append(done.Changes, found.Changes...), append(done.Foreign, found.Foreign...)
+	var found Plan
+	err = r.compare(done.Generation, false, func(e *edits, _ *imageTable, _ *nftTable) { // for what it says
+		found.Changes, found.Foreign = append(found.Changes, e.plan.Changes...), append(found.Foreign, e.plan.Foreign...)
+	})
+	if err != nil {
+		return err
+	}
+	done.tell(found)
+	done.told = true
 	generation, err := r.look()
 	if err == nil && generation != done.Generation {
 		err = errNftAgain // with what the shutter wrote in it
@@ -256,6 +257,21 @@ func (r *Reflex) shut(done *Repair) error {
 		done.interim = s.handles(&r.found)
 	}
 	return err
+}
+
+// compare compares all tables as the last look found them.
+func (r *Reflex) compare(generation uint32, brief bool, each func(*edits, *imageTable, *nftTable)) error {
+	for i, t := range r.image.tables {
+		if t == nil {
+			continue
+		}
+		e := edits{batch: &r.batch, chain: r.chainOf, brief: brief}
+		if err := e.compare(t, &r.found[i], generation); err != nil {
+			return fmt.Errorf("%s: %w", t.id, err)
+		}
+		each(&e, t, &r.found[i])
+	}
+	return nil
 }
 
 // repairTable is a transaction of its own, so that IPv4 need not wait for IPv6:
@@ -274,9 +290,8 @@ func (r *Reflex) repairTable(t *imageTable, found *nftTable, done *Repair) error
 	if err := r.commit(done); err != nil {
 		return err
 	}
-	if !done.shut { // else it is known what differed
-		done.Changes = append(done.Changes, e.plan.Changes...)
-		done.Foreign = append(done.Foreign, e.plan.Foreign...)
+	if !done.told {
+		done.tell(e.plan)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ type edits struct {
 	sets       []uint16 // that rules in the batch match
 	shut, lead []string // chains whose rules, or jump, the kernel may make wait: see shutter
 	interim    []uint64 // handles of the shutter's rules
+	brief      bool     // find shut and lead only: memory that is asked for may have to be collected first
 }
 
 // compare writes the batch: the table comes first, then chains, then what leads
@@ -130,6 +131,12 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 	if !have.absent && !opened && len(gone) == 0 && len(missing) == 0 {
 		return
 	}
+	if slices.ContainsFunc(missing, func(r imageRule) bool { return r.waits }) {
+		e.shut = append(e.shut, have.name)
+	}
+	if e.brief {
+		return
+	}
 	var lines []string
 	for _, r := range gone {
 		lines = append(lines, "- "+t.describe(r))
@@ -142,9 +149,6 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 	for _, r := range missing {
 		lines = append(lines, "+ "+r.text)
 		e.insert(t, have.name, r, before, unix.NLM_F_APPEND)
-	}
-	if slices.ContainsFunc(missing, imageRule.waits) {
-		e.shut = append(e.shut, have.name)
 	}
 	problem := "differs"
 	if have.absent {
@@ -218,7 +222,6 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 		if r.leadsToUs() {
 			first = min(first, i)
 			ours = append(ours, r)
-			lines = append(lines, "- -A "+want.name+" "+want.describe(r))
 		}
 	}
 	if len(ours) > 0 {
@@ -240,13 +243,17 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 	default:
 		return nil
 	}
+	if want.jump.waits {
+		e.lead = append(e.lead, want.name)
+	}
+	if e.brief {
+		return nil
+	}
 	for _, r := range ours {
+		lines = append(lines, "- -A "+want.name+" "+want.describe(r))
 		e.remove(t, want.name, r)
 	}
 	e.insert(t, want.name, want.jump, 0, 0)
-	if want.jump.waits() {
-		e.lead = append(e.lead, want.name)
-	}
 	e.plan.add(resourceJump, t.id.family(), t.id.title(want.name), problem, append(lines, "+ -I "+want.name+" 1 "+want.jump.text))
 	e.plan.Foreign = append(e.plan.Foreign, above...)
 	return nil

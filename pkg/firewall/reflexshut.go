@@ -24,9 +24,9 @@ type tableEdits struct {
 	lead  []string // built-in chains that lack a jump
 }
 
-// waits says whether a rule has a match or target of xtables.
-func (im imageRule) waits() bool {
-	for e := (nftExprs{rest: im.exprs}); e.next(); {
+// ofXtables says whether a rule has a match or target of xtables.
+func (r nftRule) ofXtables() bool {
+	for e := (nftExprs{rest: r.exprs}); e.next(); {
 		if name := string(e.name); name == "match" || name == "target" {
 			return true
 		}
