@@ -186,7 +186,7 @@ func TestTags(t *testing.T) {
 
 // Metrics that cannot be served are said in status, and hold up nothing.
 func TestMetricsPortInUse(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // for the test alone
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
