@@ -109,7 +109,7 @@ func (w *alarms) hearCommits(ctx context.Context) error {
 		case err != nil:
 			return err
 		case !w.fw.Own(commit) && !w.answered(commit):
-			w.raise(ctx, commit.At, commit.Process(), commit.Command, -1, runtime.Gosched) // the loop goes first, and on this thread
+			w.raise(ctx, commit.At, commit.Process(), commit.Command, -1)
 		}
 	}
 }
@@ -118,8 +118,12 @@ func (w *alarms) hearCommits(ctx context.Context) error {
 // what ends that.
 func (w *alarms) openSentry(ctx context.Context) (stop func()) {
 	sentry, err := w.fw.OpenSentry(func(c firewall.Commit) {
+		// Who it was can be read for sure as long as it is kept from going on. Should that
+		// make us wait, the watcher's alarm stands in.
+		who := reconcile.Culprit(culprit.Look(ctx, c.Process(), c.Command))
 		w.last.Store(c.Generation)
-		w.raise(ctx, c.At, c.Process(), c.Command, -1, w.answer)
+		w.alarm(reconcile.Alarm{Resource: firewallName, At: c.At, Who: func() *reconcile.Culprit { return &who }})
+		w.answer()
 	})
 	if err != nil {
 		w.log.Info("rules are put back some 10 ms later than they could be", "because", err)
@@ -139,9 +143,8 @@ func (w *alarms) overrun() {
 }
 
 // raise tells the loop first and finds out who it was while that repairs: the
-// process may be gone in a moment. uid is what is known of it, or -1. meanwhile is
-// called in between.
-func (w *alarms) raise(ctx context.Context, at time.Time, pid int, command string, uid int, meanwhile func()) {
+// process may be gone in a moment. uid is what is known of it, or -1.
+func (w *alarms) raise(ctx context.Context, at time.Time, pid int, command string, uid int) {
 	var who reconcile.Culprit
 	known := make(chan struct{})
 	w.alarm(reconcile.Alarm{Resource: firewallName, At: at, Who: func() *reconcile.Culprit {
@@ -156,7 +159,7 @@ func (w *alarms) raise(ctx context.Context, at time.Time, pid int, command strin
 			return &unseen
 		}
 	}})
-	meanwhile()
+	runtime.Gosched() // the loop goes first, and on this thread
 	who = reconcile.Culprit(culprit.Look(ctx, pid, command))
 	if who.UID < 0 {
 		who.UID = uid
@@ -194,6 +197,6 @@ func (w *alarms) hearAudit(ctx context.Context) error {
 func (w *alarms) changed(ctx context.Context, c *audit.Change) {
 	now := time.Now()
 	if !w.fw.Own(firewall.Commit{At: now, PID: c.PID, Command: c.Command}) {
-		w.raise(ctx, now, c.PID, c.Command, c.UID, runtime.Gosched)
+		w.raise(ctx, now, c.PID, c.Command, c.UID)
 	}
 }

@@ -25,7 +25,7 @@ func TestAlarmsNameTheCulprit(t *testing.T) {
 	var got reconcile.Alarm
 	w := newAlarms(new(firewall.Firewall), func(a reconcile.Alarm) { got = a }, nil, nil, slog.New(slog.DiscardHandler))
 	at := time.Now()
-	w.raise(t.Context(), at, os.Getpid(), ownName(t), -1, func() {})
+	w.raise(t.Context(), at, os.Getpid(), ownName(t), -1)
 	who := got.Who()
 	if got.Resource != firewallName || got.At != at || who.PID != os.Getpid() || who.UID != os.Getuid() || who.Exe == "" {
 		t.Errorf("%+v by %+v", got, who)
@@ -40,7 +40,7 @@ func TestAlarmsDoNotWaitForTheCulprit(t *testing.T) {
 	var who *reconcile.Culprit
 	w := newAlarms(new(firewall.Firewall), nil, nil, nil, slog.New(slog.DiscardHandler))
 	w.alarm = func(a reconcile.Alarm) { who = a.Who() } // before anybody has looked
-	w.raise(t.Context(), time.Now(), os.Getpid(), "gone\n", 42, func() {})
+	w.raise(t.Context(), time.Now(), os.Getpid(), "gone\n", 42)
 	if who == nil || *who != (reconcile.Culprit{PID: os.Getpid(), Command: "gone?", UID: 42}) {
 		t.Errorf("%+v", who)
 	}
