@@ -36,10 +36,15 @@ func TestF16DaemonKilled(t *testing.T) {
 		err                     error
 	}
 	done := make(chan outcome, 1)
-	finish := make(chan struct{})
+	finish, ended := make(chan struct{}), make(chan struct{})
+	defer func() {
+		stop()
+		<-ended // or it goes on in a bed that is gone
+	}()
 	go func() {
+		defer close(ended)
 		var o outcome
-		for {
+		for bench.Err() == nil {
 			r, err := s.cluster.Pgbench(bench, s.peer, conn, "-c", "2", "-T", "2")
 			o.runs, o.processed, o.failed, o.err = o.runs+1, o.processed+r.Processed, o.failed+r.Failed, errors.Join(o.err, err)
 			select {
@@ -50,6 +55,7 @@ func TestF16DaemonKilled(t *testing.T) {
 			}
 		}
 	}()
+	s.settled("the start") // what PostgreSQL says of its size is known, and in the rules
 	for round := range killRounds {
 		must(t, s.agent.Kill9(s.ctx))
 		if plan := s.cli("plan"); plan.Code != 0 {
