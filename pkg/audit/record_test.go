@@ -134,9 +134,7 @@ func FuzzTableForgesNothing(f *testing.F) {
 	f.Add(" family=2")
 	f.Add("a\nb")
 	f.Fuzz(func(t *testing.T, table string) {
-		if strings.ContainsRune(table, 0) {
-			t.Skip("the kernel's own text ends at a NUL")
-		}
+		table, _, _ = strings.Cut(table, "\x00") // where the kernel's own text ends
 		r, ok, err := Parse(TypeNetfilter, []byte(`audit(1.002:3): table=`+table+`:4 family=1 entries=2 op=nft_register_table pid=666 subj=unconfined comm="nft"`))
 		if err != nil || !ok {
 			t.Fatalf("%q: %t, %v", table, ok, err)

@@ -148,24 +148,8 @@ func TestF31_ApplySelfNamesTheLimit(t *testing.T) {
 
 func TestReadSeesAnotherProcess(t *testing.T) {
 	want := Set{"core": {0, 0}, "nofile": {77, 88}}
-	// cat blocks on nothing but its input: this one lives until the pipe is closed.
-	cmd := exec.Command("/bin/sh", "-c", "ulimit -c 0; ulimit -Sn 77; ulimit -Hn 88; echo ready; exec cat")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = in.Close(); _ = cmd.Wait() }()
-	if _, err := out.Read(make([]byte, 6)); err != nil {
-		t.Fatal(err)
-	}
-	got, err := Read(context.Background(), cmd.Process.Pid)
+	p, _ := target(t)
+	got, err := Read(context.Background(), p.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
