@@ -105,6 +105,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.loop = reconcile.New(source, reconcile.Options{
 		Interval: tickInterval(pollInterval(first.Config.Reconcile.Interval, log), fw.Backend()),
 		Full:     first.Config.Reconcile.Full,
+		Aside:    []string{processesName, filesName}, // a service's own trouble is no reason to hold up the others
 		OnTick:   func() { a.notify.beat(time.Now()) },
 		OnEvent: func(e reconcile.Event) {
 			a.events.record(e)
@@ -118,6 +119,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 func (a *Agent) close() {
 	a.rules.close()
 	a.sysctls.close()
+	a.processes.close()
 	a.files.close()
 }
 
@@ -139,10 +141,14 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	a.mu.Lock()
 	a.group, a.groupCtx = group, ctx
 	a.mu.Unlock()
-	group.Go(func() error { return a.loop.Run(ctx) })
+	toTheEnd, stop := context.WithCancel(context.WithoutCancel(ctx)) // of the loop, whose last events the journal takes
+	group.Go(func() error {
+		defer stop()
+		return a.loop.Run(ctx)
+	})
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.notify.run(ctx) })
-	group.Go(func() error { return a.events.run(ctx) })
+	group.Go(func() error { return a.events.run(toTheEnd) })
 	group.Go(func() error { return a.settleDown(ctx) })
 	group.Go(func() error { return a.metrics.run(ctx) })
 	if a.alarms != nil {

@@ -1,7 +1,6 @@
 package culprit
 
 import (
-	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -19,31 +18,6 @@ type Culprit struct {
 	Exe     string `json:"exe,omitempty"`    // as its own mount namespace calls it
 	Args    string `json:"args,omitempty"`   // at most 200 bytes
 	Parent  string `json:"parent,omitempty"` // "fail2ban-server (812)"
-}
-
-// String is the culprit in one line, without its arguments.
-func (c Culprit) String() string {
-	name := c.Command
-	if name == "" {
-		name = "an unknown process"
-	}
-	var about []string
-	if c.PID > 0 {
-		about = append(about, fmt.Sprintf("pid %d", c.PID))
-	}
-	if c.UID != Unknown {
-		about = append(about, fmt.Sprintf("uid %d", c.UID))
-	}
-	if c.Exe != "" {
-		about = append(about, c.Exe)
-	}
-	if c.Parent != "" {
-		about = append(about, "by "+c.Parent)
-	}
-	if len(about) == 0 {
-		return name
-	}
-	return name + " (" + strings.Join(about, ", ") + ")"
 }
 
 // maxText bounds a culprit's own words, in bytes.

@@ -147,24 +147,6 @@ func TestLookAtAProcess(t *testing.T) {
 	}
 }
 
-func TestString(t *testing.T) {
-	tests := []struct {
-		c    Culprit
-		want string
-	}{
-		{Culprit{123, "iptables", 0, "/usr/sbin/xtables-nft-multi", "iptables -F", "fail2ban-server (812)"},
-			"iptables (pid 123, uid 0, /usr/sbin/xtables-nft-multi, by fail2ban-server (812))"},
-		{Culprit{PID: 123, Command: "nft", UID: Unknown}, "nft (pid 123)"},
-		{Culprit{Command: "nft", UID: Unknown}, "nft"},
-		{Culprit{UID: Unknown}, "an unknown process"},
-	}
-	for _, tt := range tests {
-		if got := tt.c.String(); got != tt.want {
-			t.Errorf("got %q, want %q", got, tt.want)
-		}
-	}
-}
-
 func FuzzLook(f *testing.F) {
 	f.Add("iptables\n", status("0", "12"), "iptables\x00-F\x00", "iptables")
 	f.Add("a b\n", "Uid:\t-1\nPPid:\t99999999999999999999\n", "\x00\x00", "")
@@ -175,7 +157,7 @@ func FuzzLook(f *testing.F) {
 		if c.UID < Unknown {
 			t.Errorf("uid %d", c.UID)
 		}
-		for _, text := range []string{c.Command, c.Exe, c.Args, c.Parent, c.String()} {
+		for _, text := range []string{c.Command, c.Exe, c.Args, c.Parent} {
 			if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 				t.Errorf("not printable: %q", text)
 			}

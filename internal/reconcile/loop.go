@@ -68,6 +68,7 @@ type Options struct {
 	// Full is the time between two full looks, give or take a tenth. One that is
 	// not above Interval makes each tick a full look.
 	Full    time.Duration
+	Aside   []string    // resources that Enforced does not wait for
 	OnTick  func()      // before a tick's pass, if there is one: proof of life
 	OnEvent func(Event) // for each event that is new, and again when it is over
 }

@@ -65,6 +65,9 @@ func (l *Loop) pass(ctx context.Context, t round) (whole bool) {
 	if ctx.Err() != nil {
 		return false
 	}
+	for i, p := range snap.Problems {
+		snap.Problems[i].Aside = slices.Contains(l.opts.Aside, p.What)
+	}
 	l.publish(snap)
 	l.schedule(t, snap, time.Now())
 	return true

@@ -144,6 +144,7 @@ type Problem struct {
 	What     string    `json:"what"`               // "config", "desired state", "conflict" or a resource's name
 	Resource string    `json:"resource,omitempty"` // that a conflict is about
 	Restart  bool      `json:"restart,omitempty"`  // only a restart puts it right, see Unrepairable
+	Aside    bool      `json:"aside,omitempty"`    // Enforced does not wait for it, see Options
 	Text     string    `json:"text"`
 	Since    time.Time `json:"since"`
 }
@@ -166,11 +167,12 @@ type Snapshot struct {
 func (s Snapshot) Clean() bool { return s.Passes > 0 && len(s.Problems) == 0 }
 
 // Enforced says whether the last pass left every resource as desired, be the
-// newest input good or bad, and as far as that can be had without a restart. A
-// conflict is no obstacle: what somebody changes is put back each time.
+// newest input good or bad, and as far as that can be had without a restart;
+// those that Options leaves aside do not count. A conflict is no obstacle: what
+// somebody changes is put back each time.
 func (s Snapshot) Enforced() bool {
 	return s.Passes > 0 && !slices.ContainsFunc(s.Problems, func(p Problem) bool {
-		return p.What != problemInput && p.What != ProblemConflict && !p.Restart
+		return p.What != problemInput && p.What != ProblemConflict && !p.Restart && !p.Aside
 	})
 }
 

@@ -161,3 +161,23 @@ func TestHistoryKeepsDriftAndWhatIsOpen(t *testing.T) {
 		t.Error("what is still open was forgotten")
 	}
 }
+
+// What Options leaves aside is a problem, and tried again, but nobody waits for it.
+func TestAsideHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		files := &thing{name: "files", want: "v1", write: func(context.Context, int) (string, error) { return "", errors.New("the disk hangs") }}
+		rules := &thing{name: "rules", want: "v1"}
+		b := startWith(t, newSource(rules, files), Options{Interval: interval, Full: full, Aside: []string{"files"}})
+		if s := b.Snapshot(); s.Clean() || s.Right("files") || !s.Right("rules") || !s.Enforced() || !isClosed(b.Enforced()) {
+			t.Errorf("problems: %+v", s.Problems)
+		}
+		looks := len(rules.looked())
+		after(5 * interval)
+		if files.written() < 5 {
+			t.Errorf("%d writes in five intervals", files.written())
+		}
+		if n := len(rules.looked()) - looks; n != 0 { // they have no Peek, and a full look is not due
+			t.Errorf("the rules were looked at %d times", n)
+		}
+	})
+}
