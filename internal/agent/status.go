@@ -120,7 +120,7 @@ func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend str
 		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; `pghardend events` shows what, and mostly who")
 	case l.Enforced:
 		l.Detail = fmt.Sprintf("rules and sets equal the plan, looked at %d ms ago, read back in full %.0f s ago (%s)",
-			age.Milliseconds(), time.Since(snap.LastPass).Seconds(), backend)
+			age.Milliseconds(), time.Since(snap.LastFull).Seconds(), backend)
 	default:
 		l.Detail = "not known to equal the plan, see the reasons"
 	}

@@ -52,6 +52,7 @@ func (l *Loop) pass(ctx context.Context, t round) (whole bool) {
 		snap.keep(old, problemInput, problemNothing)
 	}
 	t.asked = t.asked || l.desired.Generation != before.Generation
+	every := true
 	for _, r := range l.desired.Resources {
 		if ctx.Err() != nil {
 			break
@@ -60,6 +61,7 @@ func (l *Loop) pass(ctx context.Context, t round) (whole bool) {
 			l.visit(ctx, r, t, &snap, old)
 		} else {
 			snap.keep(old, r.Name())
+			every = false
 		}
 	}
 	if ctx.Err() != nil {
@@ -67,6 +69,9 @@ func (l *Loop) pass(ctx context.Context, t round) (whole bool) {
 	}
 	for i, p := range snap.Problems {
 		snap.Problems[i].Aside = slices.Contains(l.opts.Aside, p.What)
+	}
+	if every {
+		snap.LastFull = time.Now()
 	}
 	l.publish(snap)
 	l.schedule(t, snap, time.Now())

@@ -156,7 +156,8 @@ func (p Problem) same(o Problem) bool { return p.What == o.What && p.Resource ==
 type Snapshot struct {
 	Passes     uint64
 	Generation uint64
-	LastPass   time.Time
+	LastPass   time.Time // at some resources or all
+	LastFull   time.Time // end of the last pass that looked at every resource
 	LastClean  time.Time // end of the last pass without a problem
 	LastLook   time.Time // end of the last tick or pass; zero before the first
 	Problems   []Problem

@@ -56,6 +56,9 @@ func TestTickLooksAtWhatSeemsToDiffer(t *testing.T) {
 		if e.Since.After(drifted) || e.OpenMS != 1000 {
 			t.Errorf("drift at %v, since %v, open for %v ms: the last cheap look is the bound", drifted, e.Since, e.OpenMS)
 		}
+		if s := b.Snapshot(); time.Since(s.LastPass) > interval || time.Since(s.LastFull) < 10*interval {
+			t.Errorf("a look at one of them passes for one at all: %v, %v", s.LastPass, s.LastFull)
+		}
 		if len(rules.looked()) != 1 || len(src.loads()) != 1 {
 			t.Errorf("%d looks at what does not differ, %d loads", len(rules.looked()), len(src.loads()))
 		}
