@@ -52,7 +52,8 @@ func listenProblem(s string) string {
 	return ""
 }
 
-// cutPort splits 127.0.0.1:9188 and [::1]:9188 at the last colon.
+// cutPort splits 127.0.0.1:9188 and [::1]:9188 at the last colon. It stands for
+// net.SplitHostPort: this package has no net, so that nothing can be resolved.
 func cutPort(s string) (host, port string, ok bool) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 {

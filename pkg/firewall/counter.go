@@ -55,7 +55,7 @@ func (f *Firewall) Counters(ctx context.Context) ([]Counter, error) {
 		var counters []Counter
 		out, err := waits[id]()
 		if err == nil {
-			counters, err = ParseCounters(id.family(), out)
+			counters, err = parseCounters(id.family(), out)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cannot read the counters of %s: %w", id, err))
@@ -65,9 +65,9 @@ func (f *Firewall) Counters(ctx context.Context) ([]Counter, error) {
 	return all, errors.Join(errs...)
 }
 
-// ParseCounters sums up what iptables-save -c prints of our chains. Rules
+// parseCounters sums up what iptables-save -c prints of our chains. Rules
 // without a comment of ours are left out.
-func ParseCounters(fam Family, data []byte) ([]Counter, error) {
+func parseCounters(fam Family, data []byte) ([]Counter, error) {
 	var all []Counter
 	inTable := false // its COMMIT is still to come
 	for n, text := 1, string(data); text != ""; n++ {
@@ -83,18 +83,18 @@ func ParseCounters(fam Family, data []byte) ([]Counter, error) {
 			size = used
 			c, ok, err := parseCounter(words)
 			if err != nil {
-				return nil, fmt.Errorf("cannot read the counters: entry %d: %.80q: %w", n, line, err)
+				return nil, fmt.Errorf("entry %d: %.80q: %w", n, line, err)
 			}
 			if c.Family = fam; ok {
 				all = addCounter(all, c)
 			}
 		case line != "" && line[0] != '#' && line[0] != ':':
-			return nil, fmt.Errorf("cannot read the counters: entry %d: %.80q is not iptables-save output", n, line)
+			return nil, fmt.Errorf("entry %d: %.80q is not iptables-save output", n, line)
 		}
 		text = strings.TrimPrefix(text[size:], "\n")
 	}
 	if inTable {
-		return nil, errors.New("cannot read the counters: the text was cut short")
+		return nil, errors.New("the text was cut short")
 	}
 	return all, nil
 }

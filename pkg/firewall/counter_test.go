@@ -30,7 +30,7 @@ func TestParseCounters(t *testing.T) {
 [1:4] -A PGHARDEND-OTHER -m comment --comment "pghardend:drop" -j DROP
 COMMIT
 `
-	got, err := ParseCounters(IPv6, []byte(text))
+	got, err := parseCounters(IPv6, []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestParseCountersErrors(t *testing.T) {
 		"*filter\n[1:1] -N PGHARDEND-IN\nCOMMIT\n":            "entry 2",
 		"[\n": "entry 1",
 	} {
-		got, err := ParseCounters(IPv4, []byte(text))
+		got, err := parseCounters(IPv4, []byte(text))
 		if err == nil || !strings.Contains(err.Error(), want) || got != nil {
 			t.Errorf("%q: %v, error %v, want %q", text, got, err, want)
 		}
@@ -70,7 +70,7 @@ func TestParseCountersAreBounded(t *testing.T) {
 		fmt.Fprintf(&b, "[1:1] -A PGHARDEND-IN -m comment --comment pghardend:x%d -j DROP\n", i)
 	}
 	b.WriteString("COMMIT\n")
-	got, err := ParseCounters(IPv4, []byte(b.String()))
+	got, err := parseCounters(IPv4, []byte(b.String()))
 	if err != nil || len(got) != maxCounters || got[0].Flow != "x0" {
 		t.Errorf("%d counters, error %v", len(got), err)
 	}
@@ -86,7 +86,7 @@ func FuzzParseCounters(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		got, err := ParseCounters(IPv4, data)
+		got, err := parseCounters(IPv4, data)
 		if err != nil && got != nil {
 			t.Error("an error and counters")
 		}

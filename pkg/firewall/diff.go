@@ -131,7 +131,7 @@ func (p *Plan) diffJumps(want []Jump, got ObservedTable, tx *transaction) map[st
 		p.diffJump(base, wanted, got, tx)
 	}
 	for name, rules := range got.Chains {
-		if strings.HasPrefix(name, chainPrefix) {
+		if isOurs(name) {
 			continue
 		}
 		for _, r := range rules {
@@ -262,7 +262,7 @@ func staleChains(want []Chain, got ObservedTable) []string {
 	var stale []string
 	for _, name := range slices.Sorted(maps.Keys(got.Chains)) {
 		known := slices.ContainsFunc(want, func(c Chain) bool { return c.Name == name })
-		if !known && strings.HasPrefix(name, chainPrefix) {
+		if !known && isOurs(name) {
 			stale = append(stale, name)
 		}
 	}

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -352,6 +353,26 @@ func TestF15b_SetEdits(t *testing.T) {
 	}
 	if !slices.Equal(p.dropSets, []string{"pgh6.pgpool"}) || len(p.sets) != 4 {
 		t.Errorf("drop %q, edits %v", p.dropSets, p.sets)
+	}
+}
+
+// Few members are changed one by one, and many at once by a swap.
+func TestF15b_InPlaceUpTo64(t *testing.T) {
+	rs := render(t, "postgres")
+	for n, swap := range map[int]bool{64: false, 65: true} {
+		got := asObserved(rs)
+		have := got.Sets["pgh4-pgpool"]
+		for i := range n {
+			have.Members = append(have.Members, fmt.Sprintf("10.66.0.%d/32", i))
+		}
+		got.Sets["pgh4-pgpool"] = have
+		p := Diff(rs, got)
+		if len(p.sets) != 1 {
+			t.Fatalf("%d strangers: %d sets are written", n, len(p.sets))
+		}
+		if text := restoreText(p.sets[0].write(noon)); strings.Contains(text, "swap ") != swap || strings.Contains(text, "del pgh4-pgpool 10.66.0.7/32") == swap {
+			t.Errorf("%d strangers are removed by\n%s", n, text)
+		}
 	}
 }
 

@@ -124,13 +124,8 @@ func (s Set) memberNames(now time.Time) []string {
 		return s.names
 	}
 	names := make([]string, 0, len(s.Members)+len(s.Openings))
-	for _, m := range s.Members {
+	for _, m := range s.members(now) {
 		names = append(names, m.String())
-	}
-	for _, o := range s.Openings {
-		if n := o.seconds(now); n > 0 {
-			names = append(names, fmt.Sprintf("%s timeout %d", o.member(), n))
-		}
 	}
 	slices.Sort(names)
 	return names

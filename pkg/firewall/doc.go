@@ -14,7 +14,9 @@
 //
 // The other half talks to the kernel, through iptables and ip6tables for rules
 // and by netlink for sets: Open, (*Firewall).Observe, (*Firewall).Apply and
-// Teardown. (*Firewall).SetsPeek tells cheaply whether a set has changed.
+// Teardown. (*Firewall).SetsPeek and OpenLegacyPeek tell cheaply whether a set or
+// a legacy table has changed, WatchCommits and OpenSentry hear of who changes nf_tables,
+// OpenReflex puts rules back at once, Counters and OtherBackend report.
 //
 // # Design
 //
@@ -87,6 +89,6 @@
 // # Thread safety
 //
 // Values are immutable once returned. A Firewall may be used by several
-// goroutines for Observe and SetsPeek; Apply must have a single caller at a
+// goroutines for Observe, SetsPeek, Counters and Own; Apply must have a single caller at a
 // time, which is the reconcile loop.
 package firewall

@@ -46,9 +46,6 @@ func (o *ownCommits) remember(c ownCommand) {
 // portOnce makes the commits ours that come from a socket within the next
 // moments, also after it was closed.
 func (o *ownCommits) portOnce(port uint32) {
-	if o == nil {
-		return
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.remember(ownCommand{port: port})

@@ -45,7 +45,7 @@ func newFakeKernel() *fakeKernel {
 
 // firewall is one on top of the fake.
 func (k *fakeKernel) firewall() *Firewall {
-	return &Firewall{backend: BackendNFT, run: k, sets: fakeSets{k}, tools: [2]tools{
+	return &Firewall{backend: BackendNFT, run: k, sets: fakeSets{k}, own: &ownCommits{}, tools: [2]tools{
 		{save: "iptables-nft-save", restore: "iptables-nft-restore"}, {save: "ip6tables-nft-save", restore: "ip6tables-nft-restore"},
 	}}
 }

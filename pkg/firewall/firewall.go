@@ -48,7 +48,7 @@ func open(ctx context.Context, backend string, run runner, sets setKernel) (*Fir
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the firewall: %w", err)
 	}
-	f := &Firewall{backend: chosen, run: run}
+	f := &Firewall{backend: chosen, run: run, own: &ownCommits{}}
 	var probes sync.WaitGroup // on threads in any network namespace: a version is the same in all
 	for _, fam := range Families {
 		probes.Go(func() { f.tools[fam], f.missing[fam] = findTools(ctx, run, fam, chosen) })

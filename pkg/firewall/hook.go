@@ -16,7 +16,10 @@ import (
 // rawPriority is NF_IP6_PRI_RAW, -300, as it is in a message.
 const rawPriority = 1<<32 - 300
 
-var hookNumbers = map[string]uint32{"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3} // enum nf_inet_hooks
+var hookNumbers = map[string]uint32{
+	"PREROUTING": unix.NF_INET_PRE_ROUTING, "INPUT": unix.NF_INET_LOCAL_IN,
+	"FORWARD": unix.NF_INET_FORWARD, "OUTPUT": unix.NF_INET_LOCAL_OUT,
+}
 
 // hook is how iptables hooks a built-in chain. The policy is left to others.
 func (id TableID) hook(chain string) nftHook {
@@ -137,7 +140,7 @@ func (r tableRepair) write(id TableID, own *ownCommits) (err error) {
 			continue // gone meanwhile: iptables makes it
 		}
 		if hook.kind == "" {
-			hook.policy = nftPolicyAccept // it had none
+			hook.policy = nftAcceptCode // it had none
 		}
 		var rules []imageRule
 		err = s.dumpRules(id, chain, generation, func(_ []byte, rule nftRule) {

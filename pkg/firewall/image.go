@@ -70,8 +70,6 @@ func (h nftHook) same(o nftHook) bool {
 	return h == o
 }
 
-const nftPolicyAccept = 1 // NF_ACCEPT
-
 // nftChain is a chain as the kernel has it.
 type nftChain struct {
 	name   string
@@ -109,13 +107,6 @@ func (t *nftTable) watch(names int, name func(i int) string) {
 	}
 }
 
-func (id TableID) nftFamily() uint8 {
-	if id.family() == IPv6 {
-		return unix.NFPROTO_IPV6
-	}
-	return unix.NFPROTO_IPV4
-}
-
 // manyForeign is how many foreign rules of a table are read along with ours. A
 // rule costs about a microsecond, a look at a chain by itself about ten.
 const manyForeign = 100
@@ -126,7 +117,7 @@ func (s *nftSocket) lookTables(found *[3]nftTable) (generation uint32, err error
 	s.out.end(s.out.command(unix.NFT_MSG_GETGEN, 0, unix.AF_UNSPEC))
 	for _, id := range tableIDs {
 		found[id].exists, found[id].flags = false, 0
-		start := s.out.command(unix.NFT_MSG_GETTABLE, 0, id.nftFamily())
+		start := s.out.command(unix.NFT_MSG_GETTABLE, 0, id.family().nfproto())
 		s.out.text(unix.NFTA_TABLE_NAME, id.name())
 		s.out.end(start)
 	}
@@ -136,7 +127,7 @@ func (s *nftSocket) lookTables(found *[3]nftTable) (generation uint32, err error
 			generation, err = generationOf(m)
 		case nftSubsystem<<8 | unix.NFT_MSG_NEWTABLE:
 			for _, id := range tableIDs {
-				if m.family == id.nftFamily() && string(nftName(nftAttr(m.body, unix.NFTA_TABLE_NAME))) == id.name() {
+				if m.family == id.family().nfproto() && string(nftName(nftAttr(m.body, unix.NFTA_TABLE_NAME))) == id.name() {
 					found[id].exists = true
 					found[id].flags = nftNumber(nftAttr(m.body, unix.NFTA_TABLE_FLAGS))
 				}
@@ -181,7 +172,7 @@ func (s *nftSocket) lookRules(id TableID, generation uint32, apart bool, t *nftT
 // dumpRules reads the rules of one chain, or of the whole table if chain is "".
 func (s *nftSocket) dumpRules(id TableID, chain string, generation uint32, each func(chain []byte, r nftRule)) error {
 	s.out.reset()
-	start := s.out.command(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, id.nftFamily())
+	start := s.out.command(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, id.family().nfproto())
 	s.out.text(unix.NFTA_RULE_TABLE, id.name())
 	if chain != "" {
 		s.out.text(unix.NFTA_RULE_CHAIN, chain)
@@ -202,7 +193,7 @@ func (s *nftSocket) dumpRules(id TableID, chain string, generation uint32, each 
 // lookChain asks for one chain. False: it is not there.
 func (s *nftSocket) lookChain(id TableID, chain string) (hook nftHook, exists bool, err error) {
 	s.out.reset()
-	start := s.out.command(unix.NFT_MSG_GETCHAIN, 0, id.nftFamily())
+	start := s.out.command(unix.NFT_MSG_GETCHAIN, 0, id.family().nfproto())
 	s.out.text(unix.NFTA_CHAIN_TABLE, id.name())
 	s.out.text(unix.NFTA_CHAIN_NAME, chain)
 	s.out.end(start)
@@ -339,12 +330,18 @@ func (im *image) setIndexes() []uint16 {
 		}
 		for _, c := range t.chains {
 			for _, r := range c.rules {
-				for _, index := range r.sets {
-					if !slices.Contains(list, index) {
-						list = append(list, index)
-					}
-				}
+				list = addNew(list, r.sets...)
 			}
+		}
+	}
+	return list
+}
+
+// addNew adds numbers to a list in which each is once.
+func addNew(list []uint16, numbers ...uint16) []uint16 {
+	for _, n := range numbers {
+		if !slices.Contains(list, n) {
+			list = append(list, n)
 		}
 	}
 	return list

@@ -120,10 +120,7 @@ func (op setOp) title(err error) string {
 }
 
 func (c *ipsetConn) create(op setOp) error {
-	family := byte(unix.NFPROTO_IPV4)
-	if op.like.Family == IPv6 {
-		family = unix.NFPROTO_IPV6
-	}
+	family := op.like.Family.nfproto()
 	revision, err := c.revisionOf(op.like.setType(), family)
 	if err != nil {
 		return err

@@ -101,7 +101,7 @@ const (
 	legacyInfoSize = 84 // struct ipt_getinfo
 	legacyHeadSize = 40 // struct ipt_get_entries without its entries
 	legacyNameSize = 32 // XT_TABLE_MAXNAMELEN
-	legacyHooks    = 5  // NF_INET_NUMHOOKS
+	legacyHooks    = unix.NF_INET_NUMHOOKS
 )
 
 func (s *legacySocket) readOnce(table string) (legacyBlob, error) {

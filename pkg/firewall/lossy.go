@@ -19,14 +19,13 @@ func withoutLossy(id TableID, t ObservedTable) (_ ObservedTable, err error) {
 		return ObservedTable{}, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	generation, err := s.generation()
+	if err != nil {
+		return ObservedTable{}, err
+	}
 	kernel := map[string][]nftRule{}
-	s.request(unix.NFT_MSG_GETRULE, id.family().nft())
-	err = s.dump(func(m nftMessage) error {
-		if string(nftName(nftAttr(m.body, unix.NFTA_RULE_TABLE))) == id.name() {
-			chain, r := parseNftRule(m.body)
-			kernel[string(chain)] = append(kernel[string(chain)], r)
-		}
-		return nil
+	err = s.dumpRules(id, "", generation, func(chain []byte, r nftRule) {
+		kernel[string(chain)] = append(kernel[string(chain)], r)
 	})
 	if errors.Is(err, errNftAgain) {
 		return t, nil // somebody is at it, who will be noticed

@@ -8,17 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What x/sys has no names for: linux/netfilter/nfnetlink.h.
+// linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
 const (
-	nftBatchBegin = 0x10 // NFNL_MSG_BATCH_BEGIN
-	nftBatchEnd   = 0x11
-	nftBatchGenID = 1  // NFNL_BATCH_GENID
-	nftSubsystem  = 10 // NFNL_SUBSYS_NFTABLES
-	nfgenSize     = 4  // struct nfgenmsg: family, version, resource id in network order
+	nftBatchBegin = unix.NFNL_MSG_BATCH_BEGIN
+	nftBatchEnd   = unix.NFNL_MSG_BATCH_END
+	nftBatchGenID = unix.NFNL_BATCH_GENID
+	nftSubsystem  = unix.NFNL_SUBSYS_NFTABLES
+	nfgenSize     = 4 // struct nfgenmsg: family, version, resource id in network order
 
-	nftJumpCode   = 0xfffffffd // the verdicts NFT_JUMP, NFT_GOTO, NFT_RETURN as they are in a message
-	nftGotoCode   = 0xfffffffc
-	nftReturnCode = 0xfffffffb
+	nftJumpCode   = 1<<32 + unix.NFT_JUMP // verdicts as they are in a message
+	nftGotoCode   = 1<<32 + unix.NFT_GOTO
+	nftReturnCode = 1<<32 + unix.NFT_RETURN
 	nftDropCode   = 0 // NF_DROP
 	nftAcceptCode = 1 // NF_ACCEPT
 )
@@ -164,7 +164,7 @@ func parseNftMessage(data []byte) (m nftMessage, rest []byte, err error) {
 	m.flags = binary.NativeEndian.Uint16(data[6:])
 	m.seq = binary.NativeEndian.Uint32(data[8:])
 	m.body = data[unix.NLMSG_HDRLEN:size:size]
-	if m.kind>>8 == nftSubsystem || m.kind>>8 == ipsetSubsystem {
+	if m.kind>>8 == nftSubsystem || m.kind>>8 == unix.NFNL_SUBSYS_IPSET {
 		if len(m.body) < nfgenSize {
 			return m, nil, errNftShort
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +34,7 @@ func newImageRule(r nftRule, text string) imageRule {
 	im := imageRule{nftRule: nftRule{exprs: slices.Clone(r.exprs), user: slices.Clone(r.user)}, text: text}
 	im.counters = takeCounters(im.exprs)
 	im.attrs = im.encode()
-	im.sets = im.setIndexes(nil)
+	im.sets = im.setIndexes()
 	im.waits = im.ofXtables()
 	return im
 }
@@ -173,7 +172,7 @@ func (r nftRule) leadsTo() []byte {
 	return nil
 }
 
-func (r nftRule) leadsToUs() bool { return bytes.HasPrefix(r.leadsTo(), []byte(chainPrefix)) }
+func (r nftRule) leadsToUs() bool { return isOurs(string(r.leadsTo())) }
 
 // nftOnlyLook are expressions that decide nothing and write nothing but
 // registers, if their first attribute is there: of meta, payload and ct that is
@@ -212,7 +211,7 @@ func (l *harmlessLook) harmless(r nftRule, depth int) (bool, error) {
 			code, chain, ok := e.verdict()
 			switch {
 			case ok && code == nftDropCode, ok && code == nftReturnCode && depth > 0:
-			case ok && code == nftJumpCode && depth < maxDepth && !strings.HasPrefix(string(chain), chainPrefix):
+			case ok && code == nftJumpCode && depth < maxDepth && !isOurs(string(chain)):
 				if ok, err := l.chain(chainAt{string(chain), depth + 1}); !ok || err != nil {
 					return false, err
 				}
@@ -278,19 +277,15 @@ func (r nftRule) protocol() (proto uint8, not bool) {
 	return 0, false
 }
 
-// setIndexes adds the ipsets that the rule matches to the list, each once. The
-// kernel keeps them by number: struct xt_set_info in linux/netfilter/xt_set.h.
-func (r nftRule) setIndexes(list []uint16) []uint16 {
+// setIndexes are the ipsets that the rule matches, each once. The kernel keeps them
+// by number: struct xt_set_info in linux/netfilter/xt_set.h.
+func (r nftRule) setIndexes() (list []uint16) {
 	for e := (nftExprs{rest: r.exprs}); e.next(); {
 		if string(e.name) != "match" || string(nftName(nftAttr(e.data, unix.NFTA_MATCH_NAME))) != "set" {
 			continue
 		}
-		info := nftAttr(e.data, unix.NFTA_MATCH_INFO)
-		if len(info) < 2 {
-			continue
-		}
-		if index := binary.NativeEndian.Uint16(info); !slices.Contains(list, index) {
-			list = append(list, index)
+		if info := nftAttr(e.data, unix.NFTA_MATCH_INFO); len(info) >= 2 {
+			list = addNew(list, binary.NativeEndian.Uint16(info))
 		}
 	}
 	return list

@@ -138,6 +138,12 @@ func (s *nftSocket) forget() {
 // errNftAgain says that rules changed while they were being read.
 var errNftAgain = errors.New("the rules changed meanwhile")
 
+// request writes the request for a dump of all objects of a family.
+func (s *nftSocket) request(command uint16, family uint8) {
+	s.out.reset()
+	s.out.end(s.out.command(command, unix.NLM_F_DUMP, family))
+}
+
 // dump sends the one request that has been written and calls each with every
 // message of the answer.
 func (s *nftSocket) dump(each func(nftMessage) error) error {

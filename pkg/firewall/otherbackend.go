@@ -3,7 +3,6 @@ package firewall
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -82,10 +81,9 @@ func (f Family) command() string {
 // other names are nft's own business.
 var iptablesTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
-// hookNames are those whose policy decides about what a node itself gets and
-// sends, by the kernel's number (enum nf_inet_hooks). FORWARD is left out:
-// docker sets its policy to DROP.
-var hookNames = map[uint32]string{1: "INPUT", 3: "OUTPUT"}
+// nodeHooks are those whose policy decides about what a node itself gets and
+// sends. FORWARD is left out: docker sets its policy to DROP.
+var nodeHooks = []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_LOCAL_OUT}
 
 // OtherBackend looks for rules in the backend that is not in use. It takes no
 // command, and a legacy table that is not there is not made by looking.
@@ -130,7 +128,7 @@ func lookLegacy(fam Family) (o OtherFamily, err error) {
 		}
 		o.add(table, c.rules)
 		o.Ours = o.Ours || slices.ContainsFunc(c.chains, isOurs)
-		for hook := range hookNames {
+		for _, hook := range nodeHooks {
 			o.Drops = o.Drops || table == "filter" && c.drops[hook]
 		}
 	}
@@ -152,7 +150,7 @@ func lookNft(fam Family) (o OtherFamily, err error) {
 		return o, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	s.request(unix.NFT_MSG_GETCHAIN, fam.nft())
+	s.request(unix.NFT_MSG_GETCHAIN, fam.nfproto())
 	err = s.dump(func(m nftMessage) error {
 		name := string(nftName(nftAttr(m.body, unix.NFTA_CHAIN_NAME)))
 		switch table := string(nftName(nftAttr(m.body, unix.NFTA_CHAIN_TABLE))); {
@@ -171,7 +169,7 @@ func lookNft(fam Family) (o OtherFamily, err error) {
 	}
 	rules := map[string]int{}
 	s.forget()
-	s.request(unix.NFT_MSG_GETRULE, fam.nft())
+	s.request(unix.NFT_MSG_GETRULE, fam.nfproto())
 	err = s.dump(func(m nftMessage) error {
 		rules[string(nftName(nftAttr(m.body, unix.NFTA_RULE_TABLE)))]++
 		return nil
@@ -182,8 +180,8 @@ func lookNft(fam Family) (o OtherFamily, err error) {
 	return o, err
 }
 
-// nft is the family's number in nf_tables.
-func (f Family) nft() uint8 {
+// nfproto is the family's number in netfilter.
+func (f Family) nfproto() uint8 {
 	if f == IPv6 {
 		return unix.NFPROTO_IPV6
 	}
@@ -193,8 +191,6 @@ func (f Family) nft() uint8 {
 // nftDropsBy says whether a chain of that message is a base chain for the node's
 // own packets whose policy is to drop.
 func nftDropsBy(chain []byte) bool {
-	hook := nftAttr(nftAttr(chain, unix.NFTA_CHAIN_HOOK), unix.NFTA_HOOK_HOOKNUM)
-	policy := nftAttr(chain, unix.NFTA_CHAIN_POLICY)
-	return len(hook) == 4 && len(policy) == 4 &&
-		hookNames[binary.BigEndian.Uint32(hook)] != "" && binary.BigEndian.Uint32(policy) == nftDropCode
+	hook := parseNftHook(chain)
+	return hook.kind != "" && slices.Contains(nodeHooks, hook.number) && hook.policy == nftDropCode
 }

@@ -35,8 +35,7 @@ const reflexTries = 3
 // One goroutine at a time may use it, save for Close and Port.
 type Reflex struct {
 	socket     *nftSocket
-	port       uint32
-	release    func()
+	own        *ownCommits // has the socket's port
 	image      *image
 	former     *image      // the one that was forgotten last
 	generation uint32      // of the last look
@@ -52,7 +51,6 @@ type Repair struct {
 	Plan                 // Apply has nothing to do for it
 	Generation uint32    // of the rules since
 	At         time.Time // when the kernel acknowledged that nothing was open any more
-	Tries      int       // how often it was begun, since others changed rules meanwhile
 
 	shut    bool        // a shutter was written, and the exact rules follow
 	told    bool        // what the shutter was for is among the changes
@@ -81,16 +79,12 @@ func (f *Firewall) OpenReflex() (*Reflex, error) {
 	if _, err := s.generation(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNoReflex, err), s.close())
 	}
-	r := &Reflex{socket: s, port: s.port, release: func() {}}
-	if f.own != nil {
-		f.own.addPort(s.port)
-		r.release = func() { f.own.dropPort(s.port) }
-	}
-	return r, nil
+	f.own.addPort(s.port)
+	return &Reflex{socket: s, own: f.own}, nil
 }
 
 // Port is the netlink port that this Reflex commits from.
-func (r *Reflex) Port() uint32 { return r.port }
+func (r *Reflex) Port() uint32 { return r.socket.port }
 
 // Close closes the socket.
 func (r *Reflex) Close() error {
@@ -100,7 +94,7 @@ func (r *Reflex) Close() error {
 		return nil
 	}
 	r.closed, r.image = true, nil
-	r.release()
+	r.own.dropPort(r.socket.port)
 	return r.socket.close()
 }
 
@@ -188,16 +182,16 @@ func (r *Reflex) Repair() (Repair, error) {
 		return Repair{}, fmt.Errorf("cannot put the rules back: %w", ErrNoImage)
 	}
 	var done Repair
-	for {
-		done.Tries++
-		err := r.repair(&done)
-		if err == nil {
-			return done, nil
-		}
-		if !errors.Is(err, errNftAgain) || done.Tries == reflexTries {
-			return done, fmt.Errorf("cannot put the rules back: %w", err)
+	var err error
+	for range reflexTries { // others may change rules meanwhile
+		if err = r.repair(&done); !errors.Is(err, errNftAgain) {
+			break
 		}
 	}
+	if err != nil {
+		return done, fmt.Errorf("cannot put the rules back: %w", err)
+	}
+	return done, nil
 }
 
 // repair adds what it puts back to done.
@@ -240,14 +234,14 @@ func (r *Reflex) shut(done *Repair) error {
 		return err
 	}
 	done.shut = true
-	var found Plan
+	var found Repair
 	err = r.compare(done.Generation, false, func(e *edits, _ *imageTable, _ *nftTable) { // for what it says
-		found.Changes, found.Foreign = append(found.Changes, e.plan.Changes...), append(found.Foreign, e.plan.Foreign...)
+		found.tell(e.plan)
 	})
 	if err != nil {
 		return err
 	}
-	done.tell(found)
+	done.tell(found.Plan)
 	done.told = true
 	generation, err := r.look()
 	if err == nil && generation != done.Generation {

@@ -67,7 +67,7 @@ func TestNftRuleIsRead(t *testing.T) {
 		for i, r := range rules {
 			var got read
 			got.Proto, got.Not = r.protocol()
-			got.Sets, got.LeadsTo = len(r.setIndexes(nil)), string(r.leadsTo())
+			got.Sets, got.LeadsTo = len(r.setIndexes()), string(r.leadsTo())
 			got.Harmless, _ = r.harmless(0, func(string) ([]nftRule, error) { return nil, nil })
 			if d := cmp.Diff(want[chain][i], got); d != "" {
 				t.Errorf("%s rule %d (-want +got):\n%s", chain, i, d)

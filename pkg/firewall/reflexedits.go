@@ -62,7 +62,7 @@ func (e *edits) begin(kind uint16) {
 
 // command begins a message about one of our tables.
 func (e *edits) command(t *imageTable, command, flags uint16) {
-	e.last = e.batch.command(command, flags, t.id.nftFamily())
+	e.last = e.batch.command(command, flags, t.id.family().nfproto())
 	e.batch.text(unix.NFTA_TABLE_NAME, t.id.name()) // chains and rules name theirs by the same number
 }
 
@@ -89,7 +89,7 @@ func (e *edits) chains(t *imageTable, found *nftTable) {
 		var hook nftHook
 		if n := i - len(t.chains); n >= 0 {
 			hook = t.bases[n].hook
-			hook.policy = nftPolicyAccept
+			hook.policy = nftAcceptCode
 		}
 		e.newChain(t, c.name, hook)
 	}
@@ -203,11 +203,7 @@ func (e *edits) insert(t *imageTable, chain string, r imageRule, before uint64, 
 	}
 	e.batch.data = append(e.batch.data, r.attrs...)
 	e.batch.end(e.last)
-	for _, index := range r.sets {
-		if !slices.Contains(e.sets, index) {
-			e.sets = append(e.sets, index)
-		}
-	}
+	e.sets = addNew(e.sets, r.sets...)
 }
 
 // jump puts a jump in first place if it is not there, or not alone.

@@ -37,7 +37,7 @@ func (r Rule) target() (name string, isGoto bool) {
 // leadsToUs says whether the rule is a jump into one of our chains.
 func (r Rule) leadsToUs() bool {
 	name, _ := r.target()
-	return strings.HasPrefix(name, chainPrefix)
+	return isOurs(name)
 }
 
 func (r Rule) matchesSet() bool { return slices.Contains(r.tokens, "--match-set") }

@@ -36,31 +36,26 @@ func (f *Firewall) restoreRules(ctx context.Context, p Plan, texts [3]string) (e
 // deleteHandles deletes those before or those behind the restore. A rule that is
 // gone already is the next look's matter.
 func (f *Firewall) deleteHandles(id TableID, handles []ruleHandle, first bool) (err error) {
-	var w nftWriter
-	w.end(w.message(nftBatchBegin, 0, unix.AF_UNSPEC, nftSubsystem))
-	empty := true
+	e := edits{batch: &nftWriter{}}
+	e.begin(nftBatchBegin) // whatever the generation
+	e.batch.end(e.last)
+	empty := len(e.batch.data)
 	for _, h := range handles {
-		if h.first != first {
-			continue
+		if h.first == first {
+			e.remove(&imageTable{id: id}, h.chain, nftRule{handle: h.handle})
 		}
-		empty = false
-		start := w.command(unix.NFT_MSG_DELRULE, unix.NLM_F_ACK, id.family().nft())
-		w.text(unix.NFTA_RULE_TABLE, id.name())
-		w.text(unix.NFTA_RULE_CHAIN, h.chain)
-		w.number64(unix.NFTA_RULE_HANDLE, h.handle)
-		w.end(start)
 	}
-	w.end(w.message(nftBatchEnd, 0, unix.AF_UNSPEC, nftSubsystem))
-	if empty {
+	if len(e.batch.data) == empty {
 		return nil
 	}
+	e.finish()
 	s, err := openNftSocket()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	f.own.portOnce(s.port)
-	if err := s.commit(w.data); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := s.commit(e.batch.data); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("cannot delete our old jumps of %s: %w", id, err)
 	}
 	return nil

@@ -24,10 +24,6 @@ const (
 	maxSentries = 16
 )
 
-// ErrNoSentry says that commits cannot be answered before who made them goes on.
-// The reason is wrapped.
-var ErrNoSentry = errors.New("rule changes cannot be answered before who made them goes on")
-
 // A Sentry answers a commit before the process that made it gets to do anything
 // else.
 //
@@ -64,7 +60,7 @@ type Sentry struct {
 func (f *Firewall) OpenSentry(answer func(Commit)) (*Sentry, error) {
 	s := &Sentry{own: f.own, answer: answer, limit: rate.NewLimiter(sentryRate, sentryBurst)}
 	if err := s.open(f.backend); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoSentry, err)
+		return nil, fmt.Errorf("cannot answer rule changes before who made them goes on: %w", err)
 	}
 	return s, nil
 }

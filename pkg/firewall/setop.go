@@ -125,7 +125,7 @@ func restoreText(ops []setOp) string {
 	return b.String()
 }
 
-// members are what the set should have, in the order of memberNames.
+// members are what the set should have; openings that are over have no member.
 func (s Set) members(now time.Time) []setMember {
 	members := make([]setMember, 0, len(s.Members)+len(s.Openings))
 	for _, p := range s.Members {

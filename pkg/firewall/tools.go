@@ -113,10 +113,9 @@ const minVersion = "1.8.0"
 // findTools looks for a family's commands of the backend by their own names
 // (iptables-nft …), then by the plain ones if these are of that backend.
 func findTools(ctx context.Context, run runner, fam Family, backend string) (tools, error) {
-	base := "iptables"
-	proto := iptables.ProtocolIPv4
+	base, proto := fam.command(), iptables.ProtocolIPv4
 	if fam == IPv6 {
-		base, proto = "ip6tables", iptables.ProtocolIPv6
+		proto = iptables.ProtocolIPv6
 	}
 	path, err := run.find(base + "-" + backend)
 	if err != nil {

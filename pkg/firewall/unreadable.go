@@ -50,12 +50,12 @@ func (f *Firewall) observeChains(ctx context.Context, s *nftSocket, id TableID) 
 	if err != nil {
 		return ObservedTable{}, err
 	}
-	t, err := sketchTable(s, id)
+	t, err := sketchTable(s, id, before)
 	if err != nil {
 		return ObservedTable{}, err
 	}
 	for chain := range t.Chains {
-		if !strings.HasPrefix(chain, chainPrefix) && !slices.Contains(id.builtins(), chain) {
+		if !isOurs(chain) && !slices.Contains(id.builtins(), chain) {
 			continue
 		}
 		rules, err := f.listChain(ctx, id, chain)
@@ -91,11 +91,10 @@ func (f *Firewall) listChain(ctx context.Context, id TableID, chain string) ([]O
 }
 
 // sketchTable reads what the kernel's own form of the rules says without iptables.
-func sketchTable(s *nftSocket, id TableID) (ObservedTable, error) {
-	family := id.family().nft()
+func sketchTable(s *nftSocket, id TableID, generation uint32) (ObservedTable, error) {
 	t := ObservedTable{Read: true, Chains: map[string][]ObservedRule{}}
 	s.forget()
-	s.request(unix.NFT_MSG_GETCHAIN, family)
+	s.request(unix.NFT_MSG_GETCHAIN, id.family().nfproto())
 	err := s.dump(func(m nftMessage) error {
 		if string(nftName(nftAttr(m.body, unix.NFTA_CHAIN_TABLE))) == id.name() {
 			t.Chains[string(nftName(nftAttr(m.body, unix.NFTA_CHAIN_NAME)))] = nil
@@ -105,24 +104,13 @@ func sketchTable(s *nftSocket, id TableID) (ObservedTable, error) {
 	if err != nil {
 		return ObservedTable{}, fmt.Errorf("cannot list the chains: %w", err)
 	}
-	s.request(unix.NFT_MSG_GETRULE, family)
-	err = s.dump(func(m nftMessage) error {
-		if string(nftName(nftAttr(m.body, unix.NFTA_RULE_TABLE))) == id.name() {
-			chain, r := parseNftRule(m.body)
-			t.Chains[string(chain)] = append(t.Chains[string(chain)], r.sketch())
-		}
-		return nil
+	err = s.dumpRules(id, "", generation, func(chain []byte, r nftRule) {
+		t.Chains[string(chain)] = append(t.Chains[string(chain)], r.sketch())
 	})
 	if err != nil {
 		return ObservedTable{}, fmt.Errorf("cannot list the rules: %w", err)
 	}
 	return t, nil
-}
-
-// request writes the request for a dump of all objects of a family.
-func (s *nftSocket) request(command uint16, family uint8) {
-	s.out.reset()
-	s.out.end(s.out.command(command, unix.NLM_F_DUMP, family))
 }
 
 // sketch is the rule as far as Diff needs it: ours if it is a jump as we write

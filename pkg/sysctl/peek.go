@@ -104,31 +104,41 @@ func (p *Peeker) learn(ctx context.Context) error {
 // another one for each network namespace; an open directory stays what it is.
 func (p *Peeker) learnDirs() error {
 	seen := map[string]bool{}
-	for _, s := range p.want {
-		if s.Leave || !isPattern(s.Key) {
-			continue
+	for _, parent := range patternParents(p.want) {
+		dirs, err := p.tree.expand(parent)
+		if err != nil {
+			return err
 		}
-		parts := strings.Split(swap(s.Key), "/")
-		for i, part := range parts {
-			if !isPattern(part) {
+		for _, dir := range dirs {
+			if seen[dir] {
 				continue
 			}
-			dirs, err := p.tree.expand(path.Join(parts[:i]...))
-			if err != nil {
+			seen[dir] = true
+			if err := p.learnDir(p.tree.file(dir)); err != nil {
 				return err
-			}
-			for _, dir := range dirs {
-				if seen[dir] {
-					continue
-				}
-				seen[dir] = true
-				if err := p.learnDir(p.tree.file(dir)); err != nil {
-					return err
-				}
 			}
 		}
 	}
 	return nil
+}
+
+// patternParents are what stands before each pattern in a key, each once; it may
+// be a pattern as well.
+func patternParents(want []Setting) []string {
+	var parents []string
+	for _, s := range want {
+		if s.Leave {
+			continue
+		}
+		parts := strings.Split(swap(s.Key), "/")
+		for i, part := range parts {
+			if isPattern(part) {
+				parents = append(parents, path.Join(parts[:i]...))
+			}
+		}
+	}
+	slices.Sort(parents)
+	return slices.Compact(parents)
 }
 
 func (p *Peeker) learnDir(dir string) error {
