@@ -4,7 +4,8 @@ set -euo pipefail
 
 failed=()
 count=0
-for package in $(go list ./...); do
+packages=$(go list ./...) # an error ends it here, and would not in the line below
+for package in $packages; do
     # An error here (a package that does not compile) must not look like a package without targets.
     targets=$(go test -list '^Fuzz' "$package")
     for target in $(grep '^Fuzz' <<<"$targets" || true); do

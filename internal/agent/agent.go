@@ -269,9 +269,6 @@ func (a *Agent) afterPass(s reconcile.Snapshot) {
 	}
 	a.notify.send(state)
 	a.events.pass(s)
-	if a.source == nil {
-		return
-	}
 	if list, ok := a.source.openings.settled(); ok { // else after a later pass
 		a.events.opened(list)
 	}

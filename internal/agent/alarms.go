@@ -136,10 +136,10 @@ func (w *alarms) openSentry(ctx context.Context) (stop func()) {
 // moment later, and then there are two alarms of it, which does no harm.
 func (w *alarms) answered(c firewall.Commit) bool { return w.last.Load() == c.Generation }
 
-// overrun is an alarm of which nobody knows who is behind it.
+// overrun is an alarm of which nobody knows who is behind it, or since when.
 func (w *alarms) overrun() {
 	w.lost()
-	w.alarm(reconcile.Alarm{Resource: firewallName, At: time.Now()})
+	w.alarm(reconcile.Alarm{Resource: firewallName})
 }
 
 // raise tells the loop first and finds out who it was while that repairs: the

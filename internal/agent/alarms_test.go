@@ -51,7 +51,7 @@ func TestAlarmsAfterAnOverrun(t *testing.T) {
 	lost := 0
 	w := newAlarms(new(firewall.Firewall), func(a reconcile.Alarm) { got = a }, nil, func() { lost++ }, slog.New(slog.DiscardHandler))
 	w.overrun()
-	if got.Resource != firewallName || got.At.IsZero() || got.Who != nil || lost != 1 {
+	if got.Resource != firewallName || !got.At.IsZero() || got.Who != nil || lost != 1 {
 		t.Errorf("%+v, lost %d times", got, lost)
 	}
 }

@@ -22,8 +22,8 @@
 // when something may have changed what is allowed: a new desired state, rules
 // that were put back, an opening that ended; and with each full look.
 //
-// What the loop asks in each tick runs no command and reads no file: ruleWatch
-// compares nf_tables' generation or the legacy tables' blobs, and the sets;
+// What the loop asks in each tick runs no command and reads no file of a disk:
+// ruleWatch compares nf_tables' generation or the legacy tables' blobs, and the sets;
 // the fileSource compares what lstat says of all that its files' paths lead through
 // (trail). With nf_tables, alarms turns the kernel's notifications of foreign
 // commits into alarms, which ruleWatch answers from its image of the rules. Where that
@@ -42,14 +42,16 @@
 //
 // One errgroup joins all goroutines: the loop, the control server, the notifier,
 // the journal, metrics, what listens for changes, and one supervisor per service.
-// Supervisors wait for the loop's first clean pass before they start anything.
+// Supervisors start nothing before the first pass that left the host's own
+// resources as desired.
 //
 // A lock on runtime_dir/lock makes sure that one process at a time writes to the kernel:
 // the daemon for as long as it lives, or a one-shot command while none does.
 //
 // # Thread safety
 //
-// Run's parts share only atomics and channels, save for what is put back while the
-// same resource is being looked at: the means of that (ruleWatch) and looks have
-// a mutex. The one-shot functions may be called from one goroutine at a time.
+// Run's parts share atomics, channels, and what has a mutex and says so: the list
+// of supervisors, openings, the journal, fileWatch, and what is put back while the
+// same resource is being looked at (ruleWatch and looks). The one-shot functions
+// may be called from one goroutine at a time.
 package agent

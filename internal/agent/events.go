@@ -99,11 +99,7 @@ func (e *events) opened(list []control.Opening) {
 
 // Events implements control.Backend.
 func (a *Agent) Events(ctx context.Context, after uint64, limit int) ([]control.Event, error) {
-	var list []control.Event
-	for _, r := range a.events.journal.Since(ctx, after, limit) {
-		list = append(list, eventOf(r))
-	}
-	return list, ctx.Err()
+	return eventsOf(a.events.journal.Since(ctx, after, limit)), ctx.Err()
 }
 
 // Follow implements control.Backend.
@@ -140,11 +136,15 @@ func Events(ctx context.Context, configFile string, limit int) ([]control.Event,
 	if limit > 0 {
 		records = records[max(0, len(records)-limit):]
 	}
+	return eventsOf(records), nil
+}
+
+func eventsOf(records []journal.Record) []control.Event {
 	var list []control.Event
 	for _, r := range records {
 		list = append(list, eventOf(r))
 	}
-	return list, nil
+	return list
 }
 
 func eventOf(r journal.Record) control.Event {

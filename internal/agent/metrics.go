@@ -171,7 +171,7 @@ func (s metricsSource) State(ctx context.Context) metrics.State {
 	snap := s.a.loop.Snapshot()
 	state := metrics.State{
 		Degraded:      status.State != control.StateOK,
-		LastReconcile: snap.LastPass,
+		LastReconcile: snap.LastFull,
 		LastClean:     snap.LastClean,
 		Sets:          map[string]int{},
 	}
@@ -185,16 +185,13 @@ func (s metricsSource) State(ctx context.Context) metrics.State {
 			state.Conflicts++
 		}
 	}
-	if snap.Right(firewallName) { // then the sets were read back and are what they should be
-		for _, set := range s.a.desired.Load().Rules.Sets {
-			state.Sets[set.Name] = len(set.Members) + stillOpenIn(set.Openings, time.Now())
+	d := s.a.desired.Load()
+	if snap.Right(firewallName) && !overdue(snap, d.Config.Reconcile.Interval) { // then the sets were seen to be what they should be
+		for _, set := range d.Rules.Sets {
+			state.Sets[set.Name] = len(set.Members) + len(stillOpen(set.Openings, time.Now()))
 		}
 	}
 	return state
-}
-
-func stillOpenIn(openings []firewall.Opening, now time.Time) int {
-	return len(stillOpen(openings, now))
 }
 
 // Packets implements metrics.Source.

@@ -45,7 +45,7 @@ func receive(t *testing.T, conn *net.UnixConn) string {
 func TestNotifications(t *testing.T) {
 	conn := systemd(t)
 	log := slog.New(slog.DiscardHandler)
-	a := &Agent{notify: newNotifier(log), events: newEvents(t.Context(), t.TempDir(), log), services: map[string]*supervise.Supervisor{
+	a := &Agent{notify: newNotifier(log), events: newEvents(t.Context(), t.TempDir(), log), source: &fileSource{openings: &openings{}}, services: map[string]*supervise.Supervisor{
 		"postgres": supervise.New(supervise.Spec{Name: "postgres"}, nil),
 	}}
 	ctx, cancel := context.WithCancel(t.Context())

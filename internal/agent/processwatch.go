@@ -172,7 +172,7 @@ func (r *processesResource) peekChildren(ctx context.Context, w *processWatch) b
 		}
 	}
 	w.next = first + min(turns, count)
-	return r.strange(w, status[:])
+	return r.strange(ctx, w, status[:])
 }
 
 // match compares the limits of one process.
@@ -184,7 +184,7 @@ func (r *processesResource) match(ctx context.Context, w *processWatch, pid int)
 		}
 		w.text = make([]byte, 4<<10)
 	}
-	n, err := readInto(fmt.Sprintf("/proc/%d/limits", pid), w.text)
+	n, err := readInto(ctx, pid, "limits", w.text)
 	if err != nil {
 		return false, err
 	}
@@ -204,12 +204,12 @@ func (r *processesResource) match(ctx context.Context, w *processWatch, pid int)
 
 // strange says whether one of the processes is of no known kind. A child that has
 // ended is not.
-func (r *processesResource) strange(w *processWatch, pids []int) bool {
+func (r *processesResource) strange(ctx context.Context, w *processWatch, pids []int) bool {
 	for _, pid := range pids {
 		if pid == 0 {
 			continue
 		}
-		sig, err := r.signatureOf(pid)
+		sig, err := r.signatureOf(ctx, pid)
 		if err == nil && !slices.Contains(w.signatures, sig) || err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return true
 		}
@@ -217,15 +217,18 @@ func (r *processesResource) strange(w *processWatch, pids []int) bool {
 	return false
 }
 
-func (r *processesResource) signatureOf(pid int) (uint64, error) {
-	n, err := readInto(fmt.Sprintf("/proc/%d/status", pid), r.buf)
+func (r *processesResource) signatureOf(ctx context.Context, pid int) (uint64, error) {
+	n, err := readInto(ctx, pid, "status", r.buf)
 	return statusSignature(r.seed, r.buf[:n]), err
 }
 
 // readInto reads a small file of a process whole. An empty one is that of a
 // process that has ended.
-func readInto(path string, buf []byte) (int, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func readInto(ctx context.Context, pid int, name string, buf []byte) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, asDone(err)
 	}

@@ -262,3 +262,6 @@ func (p filePlan) Unrepairable() string {
 	}
 	return b.String()
 }
+
+// Repairable implements reconcile.Unrepairable.
+func (p filePlan) Repairable() bool { return len(p.changes) > 0 }

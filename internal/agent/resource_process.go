@@ -130,7 +130,7 @@ func (r *processesResource) lookAt(ctx context.Context, w *processWatch, pid int
 	if l.process, err = limits.Identify(ctx, pid); err != nil {
 		return l, err
 	}
-	if l.signature, err = r.signatureOf(pid); err != nil {
+	if l.signature, err = r.signatureOf(ctx, pid); err != nil {
 		return l, err
 	}
 	l.findings, err = launch.Verify(ctx, w.spec, pid)
@@ -245,6 +245,9 @@ func (p processPlan) Unrepairable() string {
 	}
 	return b.String()
 }
+
+// Repairable implements reconcile.Unrepairable.
+func (p processPlan) Repairable() bool { return len(p.limits)+len(p.scores) > 0 }
 
 // startedWith is what a service has to have, see processesResource.
 func startedWith(ctx context.Context, svc runningService) (launch.Spec, error) {

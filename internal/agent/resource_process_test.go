@@ -220,7 +220,7 @@ func TestProcessPeek(t *testing.T) {
 	planOf(t, r)
 	peek(true, "after a look that found something")
 	w := r.watched["db"]
-	sig, err := r.signatureOf(svc.pid)
+	sig, err := r.signatureOf(t.Context(), svc.pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +388,7 @@ func BenchmarkProcessPeek(b *testing.B) {
 	if _, err := r.Plan(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	sig, err := r.signatureOf(svc.pid)
+	sig, err := r.signatureOf(b.Context(), svc.pid)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -109,11 +109,10 @@ type connectionsResource struct {
 
 func (r *connectionsResource) Name() string { return connectionsName }
 
-// Plan finds nothing where no look is due.
 func (r *connectionsResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 	at := time.Now()
 	if !r.looks.due(r.want, at) {
-		return nil, nil
+		return nil, reconcile.ErrNotDue
 	}
 	cuts, err := unwanted(ctx, r.want)
 	if err == nil && cuts.Empty() {

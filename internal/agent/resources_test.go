@@ -171,7 +171,7 @@ func TestConnectionsAreNotListedEachTime(t *testing.T) {
 		t.Error("no look at first")
 	}
 	r.looks.done(d, time.Now())
-	if plan, err := r.Plan(ctx); plan != nil || err != nil {
+	if plan, err := r.Plan(ctx); plan != nil || !errors.Is(err, reconcile.ErrNotDue) {
 		t.Errorf("%v, %v", plan, err)
 	}
 }

@@ -197,7 +197,6 @@ type firewallResource struct {
 	watch   *ruleWatch
 	written func() // called after each Apply or Reflex that put something back
 
-	mu    sync.Mutex
 	right ruleDigest // from before the last look that found nothing
 }
 
@@ -213,23 +212,12 @@ func (r *firewallResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 		r.watch.learn(r.want, got)
 		r.watch.lookAtOther(ctx) // not while ours are to be written
 	}
-	r.remember(before)
+	r.right = before
 	return plan, err
 }
 
-func (r *firewallResource) remember(d ruleDigest) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.right = d
-}
-
 // Peek implements reconcile.Peeker.
-func (r *firewallResource) Peek(context.Context) bool {
-	r.mu.Lock()
-	right := r.right
-	r.mu.Unlock()
-	return r.watch.changed(right)
-}
+func (r *firewallResource) Peek(context.Context) bool { return r.watch.changed(r.right) }
 
 // Reflex implements reconcile.Reflexive. It puts back what was in force last,
 // which is not what is wanted while a new desired state is on its way.

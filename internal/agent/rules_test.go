@@ -11,7 +11,7 @@ import (
 // Where the kernel cannot be asked cheaply, each tick is a look by commands.
 func TestRulesWithoutACheapLook(t *testing.T) {
 	r := &firewallResource{watch: &ruleWatch{}, written: func() { t.Error("something was put back") }}
-	r.remember(r.watch.digest())
+	r.right = r.watch.digest()
 	if !r.Peek(t.Context()) {
 		t.Error("nothing was looked at, yet nothing is said to have changed")
 	}

@@ -16,8 +16,8 @@ import (
 // settleTime is how soon a changed file is looked at again.
 const settleTime = 200 * time.Millisecond
 
-// fileSource decides which input counts. It is used by the loop's goroutine
-// only.
+// fileSource decides which input counts. The loop uses it, from one goroutine at a
+// time; openings and conf have what others may ask.
 type fileSource struct {
 	configFile string
 	log        *slog.Logger

@@ -102,10 +102,14 @@ func fought(snap reconcile.Snapshot, resource string) time.Duration {
 	return min(open, fightSpan).Round(100 * time.Millisecond)
 }
 
+func foughtText(what string, open time.Duration) string {
+	return fmt.Sprintf("others change %s again and again: put right each time, but wrong for up to %s of the last %s", what, open, fightSpan)
+}
+
 // netfilterLayer: connections that should have been cut count as well.
 func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend string, s *control.Status) control.Layer {
-	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Right("firewall", "connections")}
-	age := time.Since(snap.LastLook)
+	l := control.Layer{Name: "netfilter", Subject: "node", Configured: true, Enforced: snap.Right(firewallName, connectionsName)}
+	age, open := time.Since(snap.LastLook), fought(snap, firewallName)
 	switch {
 	case snap.Passes == 0:
 		l.Detail = "no pass yet"
@@ -114,9 +118,9 @@ func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend str
 		l.Enforced = false
 		l.Detail = fmt.Sprintf("last compared with the kernel %s ago", age.Round(time.Second))
 		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; if it lasts, restart the daemon (services go on)")
-	case l.Enforced && fought(snap, firewallName) > 0:
+	case l.Enforced && open > 0:
 		l.Enforced = false
-		l.Detail = fmt.Sprintf("others change it again and again: put right each time, but wrong for up to %s of the last %s", fought(snap, firewallName), fightSpan)
+		l.Detail = foughtText("it", open)
 		s.Reasons = append(s.Reasons, "netfilter: "+l.Detail+"; `pghardend events` shows what, and mostly who")
 	case l.Enforced:
 		l.Detail = fmt.Sprintf("rules and sets equal the plan, looked at %d ms ago, read back in full %.0f s ago (%s)",
@@ -131,15 +135,16 @@ func netfilterLayer(snap reconcile.Snapshot, interval time.Duration, backend str
 // was none.
 func sysctlLayer(snap reconcile.Snapshot, interval time.Duration, managed bool) control.Layer {
 	l := control.Layer{Name: "sysctl", Subject: "node", Configured: managed}
+	open := fought(snap, sysctlName)
 	switch {
 	case !managed:
 		l.Detail = "left to others (sysctl.manage: false)"
 	case snap.Passes == 0:
 		l.Detail = "no pass yet"
-	case overdue(snap, interval) || !snap.Right("sysctl"):
+	case overdue(snap, interval) || !snap.Right(sysctlName):
 		l.Detail = "not known to be as desired, see the reasons"
-	case fought(snap, sysctlName) > 0:
-		l.Detail = fmt.Sprintf("others change them again and again: put right each time, but wrong for up to %s of the last %s", fought(snap, sysctlName), fightSpan)
+	case open > 0:
+		l.Detail = foughtText("them", open)
 	default:
 		l.Enforced = true
 		l.Detail = fmt.Sprintf("network settings are as desired, read back %d ms ago", time.Since(snap.LastLook).Milliseconds())

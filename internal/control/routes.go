@@ -47,12 +47,7 @@ func routes(b Backend) http.Handler {
 	})
 	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) { events(b, w, r) })
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		h := b.Metrics()
-		if h == nil {
-			h = http.NotFoundHandler()
-		}
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
-		h.ServeHTTP(w, r)
+		b.Metrics().ServeHTTP(w, r)
 	})
 	mux.HandleFunc("POST /v1/services/{name}/start", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, b.StartService(r.Context(), r.PathValue("name")))

@@ -45,7 +45,7 @@ type Backend interface {
 	// Follow sends the same and all that come. The channel is closed when ctx is
 	// done, or when its reader has fallen behind.
 	Follow(ctx context.Context, after uint64, limit int) (<-chan Event, error)
-	Metrics() http.Handler // nil: there are none
+	Metrics() http.Handler // waits for no client without end
 }
 
 // Errors that a Backend wraps.

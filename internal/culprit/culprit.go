@@ -6,15 +6,15 @@ import (
 	"unicode/utf8"
 )
 
-// Unknown is the UID where it is not known.
-const Unknown = -1
+// unknown is the UID where it is not known.
+const unknown = -1
 
 // Culprit is the process that changed something. What could not be read is
 // empty. All text is printable.
 type Culprit struct {
 	PID     int    `json:"pid"` // 0 if it is not known
 	Command string `json:"command"`
-	UID     int    `json:"uid"`              // the real one; Unknown if it is not known
+	UID     int    `json:"uid"`              // the real one; -1: unknown
 	Exe     string `json:"exe,omitempty"`    // as its own mount namespace calls it
 	Args    string `json:"args,omitempty"`   // at most 200 bytes
 	Parent  string `json:"parent,omitempty"` // "fail2ban-server (812)"

@@ -23,7 +23,7 @@ func Look(ctx context.Context, pid int, command string) Culprit {
 const maxRead = 8 << 10
 
 func look(ctx context.Context, proc string, pid int, command string) Culprit {
-	c := Culprit{PID: max(pid, 0), Command: clean(command), UID: Unknown}
+	c := Culprit{PID: max(pid, 0), Command: clean(command), UID: unknown}
 	if pid <= 0 || ctx.Err() != nil {
 		return c
 	}
@@ -64,9 +64,9 @@ func read(dir *os.Root, name string) (text string, ok bool) {
 func closeDir(dir *os.Root) { _ = dir.Close() } // nothing was written
 
 // parseStatus reads the real uid and the parent's pid, proc_pid_status(5). What
-// is missing is Unknown or 0.
+// is missing is unknown or 0.
 func parseStatus(text string) (uid, parent int) {
-	uid = Unknown
+	uid = unknown
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(line, ":")
 		words := strings.Fields(value)

@@ -53,13 +53,13 @@ func TestLook(t *testing.T) {
 			"40/comm": "iptables\n", "40/exe": "/usr/sbin/xtables-nft-multi", "40/status": status("0", "12"), "40/cmdline": cmdline,
 			"12/comm": "fail2ban-server\n",
 		}, "iptables", Culprit{40, "iptables", 0, "/usr/sbin/xtables-nft-multi", "iptables -D INPUT -m comment --comment a b", "fail2ban-server (12)"}},
-		{"gone", nil, "iptables", Culprit{PID: 40, Command: "iptables", UID: Unknown}},
+		{"gone", nil, "iptables", Culprit{PID: 40, Command: "iptables", UID: unknown}},
 		{"the pid is another's by now", map[string]string{
 			"40/comm": "postgres\n", "40/exe": "/usr/bin/postgres", "40/status": status("26", "1"), "40/cmdline": "postgres\x00", "1/comm": "systemd\n",
-		}, "iptables", Culprit{PID: 40, Command: "iptables", UID: Unknown}},
+		}, "iptables", Culprit{PID: 40, Command: "iptables", UID: unknown}},
 		{"the kernel gave no name", map[string]string{"40/comm": "nft\n", "40/exe": "/usr/sbin/nft", "40/status": status("0", "0"), "40/cmdline": "nft\x00flush\x00ruleset\x00"},
 			"", Culprit{40, "nft", 0, "/usr/sbin/nft", "nft flush ruleset", ""}},
-		{"ended while being read", map[string]string{"40/comm": "nft\n"}, "nft", Culprit{PID: 40, Command: "nft", UID: Unknown}},
+		{"ended while being read", map[string]string{"40/comm": "nft\n"}, "nft", Culprit{PID: 40, Command: "nft", UID: unknown}},
 		{"arguments of another program may be secret", map[string]string{
 			"40/comm": "python3\n", "40/exe": "/usr/bin/python3.11", "40/status": status("0", "1"), "40/cmdline": "python3\x00tool\x00--password=hunter2\x00", "1/comm": "systemd\n",
 		}, "python3", Culprit{40, "python3", 0, "/usr/bin/python3.11", "python3", "systemd (1)"}},
@@ -75,7 +75,7 @@ func TestLook(t *testing.T) {
 		{"words that forge lines", map[string]string{
 			"40/comm": "a\nb\x1b[2J\n", "40/exe": "/tmp/x\n\u202ey", "40/status": status("0", "12"), "40/cmdline": "a\x07\xff\x00", "12/comm": "p\rq\n",
 		}, "a\nb\x1b[2J", Culprit{40, "a?b?[2J", 0, "/tmp/x??y", "a??", "p?q (12)"}},
-		{"comm is a link", map[string]string{"40/exe": "/etc/passwd"}, "", Culprit{PID: 40, UID: Unknown}},
+		{"comm is a link", map[string]string{"40/exe": "/etc/passwd"}, "", Culprit{PID: 40, UID: unknown}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestLookFollowsNoLink(t *testing.T) {
 	if err := os.Symlink("../secret", filepath.Join(proc, "40", "comm")); err != nil {
 		t.Fatal(err)
 	}
-	if got := look(t.Context(), proc, 40, ""); got.Command != "" || got.UID != Unknown {
+	if got := look(t.Context(), proc, 40, ""); got.Command != "" || got.UID != unknown {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -112,7 +112,7 @@ func TestLookEndsWithItsContext(t *testing.T) {
 	proc := fakeProc(t, map[string]string{"40/comm": "nft\n", "40/status": status("0", "0")})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if got := look(ctx, proc, 40, "nft"); got.UID != Unknown {
+	if got := look(ctx, proc, 40, "nft"); got.UID != unknown {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -142,7 +142,7 @@ func TestLookAtAProcess(t *testing.T) {
 	if got.UID != os.Getuid() || got.Exe == "" || !strings.HasSuffix(got.Parent, "("+strconv.Itoa(os.Getpid())+")") {
 		t.Errorf("got %+v", got)
 	}
-	if other := Look(t.Context(), cmd.Process.Pid, "nft"); other.Exe != "" || other.UID != Unknown {
+	if other := Look(t.Context(), cmd.Process.Pid, "nft"); other.Exe != "" || other.UID != unknown {
 		t.Errorf("a process of another name is blamed: %+v", other)
 	}
 }
@@ -154,7 +154,7 @@ func FuzzLook(f *testing.F) {
 	f.Fuzz(func(t *testing.T, comm, status, cmdline, command string) {
 		proc := fakeProc(t, map[string]string{"40/comm": comm, "40/status": status, "40/cmdline": cmdline, "40/exe": "/usr/sbin/nft"})
 		c := look(t.Context(), proc, 40, command)
-		if c.UID < Unknown {
+		if c.UID < unknown {
 			t.Errorf("uid %d", c.UID)
 		}
 		for _, text := range []string{c.Command, c.Exe, c.Args, c.Parent} {

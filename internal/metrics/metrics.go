@@ -24,9 +24,9 @@ type State struct {
 	Layers        []Layer // those that are configured
 	Degraded      bool
 	Conflicts     int            // resources that somebody changes again and again
-	LastReconcile time.Time      // end of the last pass; zero if there was none
+	LastReconcile time.Time      // end of the last pass that looked at everything; zero if there was none
 	LastClean     time.Time      // end of the last pass that left everything as desired
-	Sets          map[string]int // members by set, as the kernel has them
+	Sets          map[string]int // members by set; empty unless the kernel was seen to have them
 }
 
 // Source is asked at scrapes, by several goroutines, but not more often than is

@@ -87,7 +87,7 @@ pghardend_conflicts 1
 # HELP pghardend_last_reconcile_timestamp_seconds End of the last full comparison with the kernel.
 # TYPE pghardend_last_reconcile_timestamp_seconds gauge
 pghardend_last_reconcile_timestamp_seconds 1.70000000025e+09
-# HELP pghardend_last_clean_timestamp_seconds End of the last one that left everything as desired.
+# HELP pghardend_last_clean_timestamp_seconds End of the last pass that left everything as desired.
 # TYPE pghardend_last_clean_timestamp_seconds gauge
 pghardend_last_clean_timestamp_seconds 0
 # HELP pghardend_layer_enforced 1 if the kernel was seen to enforce the layer on the subject, which is a service or the node.

@@ -89,7 +89,7 @@ func (p *page) state(s State) {
 	p.single("pghardend_degraded", "gauge", "1 if not everything is as desired; `pghardend status` says why.", truth(s.Degraded))
 	p.single("pghardend_conflicts", "gauge", "Resources that somebody else changes again and again.", float64(s.Conflicts))
 	p.single("pghardend_last_reconcile_timestamp_seconds", "gauge", "End of the last full comparison with the kernel.", seconds(s.LastReconcile))
-	p.single("pghardend_last_clean_timestamp_seconds", "gauge", "End of the last one that left everything as desired.", seconds(s.LastClean))
+	p.single("pghardend_last_clean_timestamp_seconds", "gauge", "End of the last pass that left everything as desired.", seconds(s.LastClean))
 	p.family("pghardend_layer_enforced", "gauge", "1 if the kernel was seen to enforce the layer on the subject, which is a service or the node.")
 	for _, l := range s.Layers[:min(len(s.Layers), maxLayers)] {
 		p.sample("pghardend_layer_enforced", truth(l.Enforced), "layer", l.Name, "subject", l.Subject)

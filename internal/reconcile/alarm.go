@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -26,9 +27,6 @@ const (
 // Alarm asks for Reflex, or a look, at once. It never blocks; alarms beyond those
 // that fit into a queue are merged into one full look.
 func (l *Loop) Alarm(a Alarm) {
-	if a.At.IsZero() {
-		a.At = time.Now()
-	}
 	select {
 	case l.alarms <- a:
 	default:
@@ -156,13 +154,10 @@ func (l *Loop) reflexed(name string, p *part, h *held, plan Plan, found, now tim
 	l.lastID++
 	e := Event{
 		ID: l.lastID, Resource: name, Cause: CauseDrift, Trigger: reasonEvent, What: text(plan) + beside,
-		Since: h.at, Found: found, Who: who,
+		Since: cmp.Or(h.at, p.right.at), Found: found, Who: who,
 	}
-	events := record(l.events, e)
-	e = events[len(events)-1] // it may have been known
-	l.remember(finish(events, repairedAt(plan, now), func(o Event) bool { return o.ID == e.ID }))
 	p.fights.add(now, who)
-	l.restored(l.events[len(l.events)-1])
+	l.restored(e, repairedAt(plan, now))
 
 	snap := *l.snapshot.Load()
 	old := snap.Problems

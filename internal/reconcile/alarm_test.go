@@ -412,3 +412,19 @@ func TestAlarmsWhileEverythingElseHappens(t *testing.T) {
 		}
 	}
 }
+
+// Where alarms were lost nobody knows since when, so the last look is the bound.
+func TestLostAlarmsDateNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rules := newSwift()
+		b := startWith(t, newSource(rules), lazy)
+		seen := time.Now()
+		after(interval / 2)
+		rules.set("flushed")
+		b.Alarm(Alarm{Resource: "rules"})
+		after(0)
+		if e := lastEvent(t, b.Snapshot()); !e.Since.Equal(seen) || e.OpenMS != float64((interval/2).Milliseconds()) {
+			t.Errorf("event: %+v", e)
+		}
+	})
+}

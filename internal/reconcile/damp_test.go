@@ -62,7 +62,7 @@ func TestFightIsDampedAndNeverGivenUp(t *testing.T) {
 			for end := time.Now().Add(d); time.Now().Before(end); {
 				if rules.get() == "v1" {
 					rules.set("flushed")
-					b.Alarm(Alarm{Resource: "rules", Who: by("fail2ban", 12)})
+					b.Alarm(Alarm{Resource: "rules", At: time.Now(), Who: by("fail2ban", 12)})
 				}
 				after(time.Millisecond)
 			}
@@ -176,7 +176,7 @@ func TestConflictEndsAMinuteAfterTheLast(t *testing.T) {
 		}
 		drift := func() {
 			rules.set("flushed")
-			b.Alarm(Alarm{Resource: "rules", Who: who})
+			b.Alarm(Alarm{Resource: "rules", At: time.Now(), Who: who})
 			after(2 * time.Second)
 		}
 		for range conflictAbove {
@@ -186,7 +186,7 @@ func TestConflictEndsAMinuteAfterTheLast(t *testing.T) {
 			t.Fatalf("%d repairs are no conflict yet: %+v", conflictAbove, s.Problems)
 		}
 		rules.set("flushed")
-		b.Alarm(Alarm{Resource: "rules", Who: who})
+		b.Alarm(Alarm{Resource: "rules", At: time.Now(), Who: who})
 		synctest.Wait()
 		if b.Snapshot().Clean() {
 			t.Error("it is said by a later look only")

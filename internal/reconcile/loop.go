@@ -106,8 +106,8 @@ func (l *Loop) Snapshot() Snapshot {
 
 func (l *Loop) looked() { l.lastLook.Store(max(1, int64(time.Since(l.epoch)))) }
 
-// Enforced is closed after the first pass that left every resource as desired.
-// A bad input does not hold it back as long as a last good one is in force.
+// Enforced is closed after the first pass whose Snapshot is Enforced. A bad input
+// does not hold it back as long as a last good one is in force.
 func (l *Loop) Enforced() <-chan struct{} { return l.enforced }
 
 // Trigger asks for a pass soon. It never blocks; triggers that wait are merged.

@@ -334,6 +334,42 @@ func TestNilPlans(t *testing.T) {
 	})
 }
 
+// A resource that was not looked at is as right, or as wrong, as its last look has
+// found it, and not since a moment ago.
+func TestNoLookIsNoSightOfRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		due := true
+		r := &thing{name: "connections", want: "v1", have: "v1"}
+		r.plan = func(_ context.Context, have string) (Plan, error) {
+			if !due {
+				return nil, ErrNotDue
+			}
+			return diff{have, "v1"}, nil
+		}
+		turn := func(to bool) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			due = to
+		}
+		b := start(t, newSource(r))
+		seen := r.looked()[0]
+		turn(false)
+		after(3 * interval)
+		b.Trigger(Trigger{Reason: "files"})
+		after(0)
+		if s := b.Snapshot(); !s.Clean() || len(s.Events) != 0 || len(r.looked()) < 2 {
+			t.Errorf("%d looks, %+v", len(r.looked()), s)
+		}
+		r.set("other")
+		turn(true)
+		b.Trigger(Trigger{Reason: "files"})
+		after(0)
+		if e := lastEvent(t, b.Snapshot()); !e.Since.Equal(seen) {
+			t.Errorf("last seen to be right at %v, want %v", e.Since, seen)
+		}
+	})
+}
+
 // One family can be read, the other cannot.
 func TestPartialPlanIsAppliedAndTheErrorReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -147,11 +147,14 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 		if p.due.IsZero() { // else an alarm came during the look
 			p.blame = nil
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrNotDue):
+			snap.keep(old, name)
+		case err != nil:
 			snap.problem(name, errors.Join(err, stuckError(plan)), old)
-			return
+		default:
+			l.settled(p, r, plan, looked, reason, snap, old)
 		}
-		l.settled(p, r, plan, looked, reason, snap, old)
 		return
 	}
 	if ctx.Err() != nil {
@@ -182,10 +185,7 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 		p.damper.repaired(now)
 		p.fights.add(now, event.Who)
 	}
-	events := record(l.events, event)
-	event = events[len(events)-1]
-	l.remember(finish(events, now, func(e Event) bool { return e.ID == event.ID }))
-	l.restored(l.events[len(l.events)-1])
+	l.restored(event, now)
 	l.settled(p, r, left, looked, reason, snap, old)
 }
 
@@ -244,7 +244,12 @@ func (l *Loop) newEvent(p *part, name, what, reason string) Event {
 	return Event{ID: l.lastID, Resource: name, Cause: l.cause(p), Trigger: reason, What: what, Since: p.right.at, Found: time.Now()}
 }
 
-func (l *Loop) restored(e Event) {
+// restored records an event that was over at a time.
+func (l *Loop) restored(e Event, at time.Time) {
+	events := record(l.events, e)
+	id := events[len(events)-1].ID // it may have been known
+	l.remember(finish(events, at, func(o Event) bool { return o.ID == id }))
+	e = l.events[len(l.events)-1]
 	who := ""
 	if e.Who != nil {
 		who = e.Who.String()
@@ -286,6 +291,6 @@ func applicable(p Plan) bool {
 	if p == nil || p.Empty() {
 		return false
 	}
-	stuck := stuckText(p)
-	return stuck == "" || strings.TrimSpace(p.String()) != stuck
+	u, ok := p.(Unrepairable)
+	return !ok || u.Repairable()
 }

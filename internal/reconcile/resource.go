@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 )
@@ -17,10 +18,16 @@ type Plan interface {
 type Unrepairable interface {
 	Plan
 	// Unrepairable says what needs which restart, one line for each; empty if
-	// nothing does. A plan without anything else is Empty, or its String is this
-	// text alone: then there is nothing to apply.
+	// nothing does.
 	Unrepairable() string
+	// Repairable says whether there is anything else, which is for Apply.
+	Repairable() bool
 }
+
+// ErrNotDue is what Plan returns if it did not look, because all that it would
+// see is as it was: then things stand as its last look has left them, and were not
+// seen to be right a moment ago.
+var ErrNotDue = errors.New("no look is due")
 
 // Resource is one kind of state in the kernel or on disk.
 type Resource interface {
@@ -90,7 +97,7 @@ type Trigger struct {
 // Alarm says that something of a resource may have been changed just now.
 type Alarm struct {
 	Resource string
-	At       time.Time // when it was noticed
+	At       time.Time // when it was noticed; zero: it may have been at any time since the last look
 	// Who, if not nil, says who did it. It is called after the repair, in Run's
 	// goroutine, and may take a few milliseconds; nil if it is not known.
 	Who func() *Culprit

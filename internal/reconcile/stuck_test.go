@@ -28,6 +28,8 @@ func (p mended) String() string {
 
 func (p mended) Unrepairable() string { return p.stuck }
 
+func (p mended) Repairable() bool { return !p.diff.Empty() }
+
 func TestWhatNeedsARestartIsReportedAndNotWritten(t *testing.T) {
 	for _, c := range []struct {
 		name   string

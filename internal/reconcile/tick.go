@@ -23,13 +23,9 @@ func (l *Loop) onTime(ctx context.Context) {
 
 // nextTime is when onTime is to be called.
 func (l *Loop) nextTime() time.Time {
-	next := earlier(l.nextTick, l.recheck)
+	next := earlier(earlier(l.nextTick, l.recheck), l.nextHeld())
 	for _, r := range l.desired.Resources {
-		p := l.part(r.Name())
-		next = earlier(next, p.due)
-		if p.held != nil {
-			next = earlier(next, p.held.until)
-		}
+		next = earlier(next, l.part(r.Name()).due)
 	}
 	return next
 }

@@ -142,8 +142,8 @@ func confined(pid int) (string, error) {
 
 const flushes = 3
 
-// flush deletes all rules and measures, from outside, how long they are away. A moment's luck decides where in the loop's
-// second it falls, hence several times.
+// flush deletes all rules and measures, from outside, how long it takes until all of them are back. What the daemon was
+// at in that moment makes a difference, hence several times.
 func (d *demo) flush(ctx context.Context) error {
 	const erase = "iptables -F; ip6tables -F"
 	_, h := d.in.Primary()
@@ -167,7 +167,7 @@ func (d *demo) flush(ctx context.Context) error {
 		}
 		away = append(away, time.Since(began).Round(10*time.Millisecond))
 	}
-	d.say("%d times; all back after %v to %v (the loop looks once a second)", flushes, slices.Min(away), slices.Max(away))
+	d.say("%d times; plan has nothing left to do after %v to %v; how soon each was closed is below, in status", flushes, slices.Min(away), slices.Max(away))
 	if err := d.siblingQueries(ctx, "no answer"); err != nil {
 		return err
 	}
