@@ -330,15 +330,15 @@ func (im *image) setIndexes() []uint16 {
 		}
 		for _, c := range t.chains {
 			for _, r := range c.rules {
-				list = addNew(list, r.sets...)
+				list = addNumbers(list, r.sets...)
 			}
 		}
 	}
 	return list
 }
 
-// addNew adds numbers to a list in which each is once.
-func addNew(list []uint16, numbers ...uint16) []uint16 {
+// addNumbers adds numbers to a list in which each is once.
+func addNumbers(list []uint16, numbers ...uint16) []uint16 {
 	for _, n := range numbers {
 		if !slices.Contains(list, n) {
 			list = append(list, n)

@@ -285,7 +285,7 @@ func (r nftRule) setIndexes() (list []uint16) {
 			continue
 		}
 		if info := nftAttr(e.data, unix.NFTA_MATCH_INFO); len(info) >= 2 {
-			list = addNew(list, binary.NativeEndian.Uint16(info))
+			list = addNumbers(list, binary.NativeEndian.Uint16(info))
 		}
 	}
 	return list

@@ -3,6 +3,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -52,13 +53,40 @@ type Repair struct {
 	Generation uint32    // of the rules since
 	At         time.Time // when the kernel acknowledged that nothing was open any more
 
-	shut    bool        // a shutter was written, and the exact rules follow
-	told    bool        // what the shutter was for is among the changes
-	interim [3][]uint64 // handles of its rules
+	interim [3][]uint64 // handles of a shutter's rules, which the exact ones are to follow
 }
 
+// tell adds what is new in p: a change is told when it is shut off, and seen again
+// when the exact rules follow.
 func (r *Repair) tell(p Plan) {
-	r.Changes, r.Foreign = append(r.Changes, p.Changes...), append(r.Foreign, p.Foreign...)
+	r.Foreign = addNew(r.Foreign, p.Foreign)
+	for _, c := range p.Changes {
+		i := slices.IndexFunc(r.Changes, func(o Change) bool {
+			return o.Resource == c.Resource && o.Family == c.Family && o.Name == c.Name
+		})
+		if i < 0 {
+			r.Changes = append(r.Changes, c)
+		} else {
+			r.Changes[i].Lines = addNew(r.Changes[i].Lines, c.Lines)
+		}
+	}
+}
+
+// addNew adds what is not in list; there may be ten thousand.
+func addNew(list, more []string) []string {
+	if slices.Equal(list, more) {
+		return list
+	}
+	known := make(map[string]bool, len(list))
+	for _, s := range list {
+		known[s] = true
+	}
+	for _, s := range more {
+		if !known[s] {
+			list = append(list, s)
+		}
+	}
+	return list
 }
 
 // Repaired is when nothing was open any more. Exact rules may have followed later.
@@ -205,10 +233,8 @@ func (r *Reflex) repair(done *Repair) error {
 	if generation == r.generation {
 		return nil
 	}
-	if !done.shut {
-		if err := r.shut(done); err != nil {
-			return err
-		}
+	if err := r.shut(done); err != nil {
+		return err
 	}
 	for i, t := range r.image.tables {
 		if t == nil {
@@ -225,7 +251,7 @@ func (r *Reflex) repair(done *Repair) error {
 // shut closes what the kernel would make the exact rules wait for, and looks again.
 func (r *Reflex) shut(done *Repair) error {
 	var s shutter
-	err := r.compare(done.Generation, true, func(e *edits, t *imageTable, found *nftTable) { s.add(e, t, found) })
+	err := r.compare(done, true, func(e *edits, t *imageTable, found *nftTable) { s.add(e, t, found) })
 	if err != nil || len(s.tables) == 0 {
 		return err
 	}
@@ -233,34 +259,33 @@ func (r *Reflex) shut(done *Repair) error {
 	if err := r.commit(done); err != nil {
 		return err
 	}
-	done.shut = true
-	var found Repair
-	err = r.compare(done.Generation, false, func(e *edits, _ *imageTable, _ *nftTable) { // for what it says
-		found.tell(e.plan)
+	done.At = time.Now()
+	var found Plan
+	err = r.compare(done, false, func(e *edits, _ *imageTable, _ *nftTable) { // for what it says
+		found.Changes, found.Foreign = append(found.Changes, e.plan.Changes...), append(found.Foreign, e.plan.Foreign...)
 	})
 	if err != nil {
 		return err
 	}
-	done.tell(found.Plan)
-	done.told = true
+	done.tell(found)
 	generation, err := r.look()
 	if err == nil && generation != done.Generation {
 		err = errNftAgain // with what the shutter wrote in it
 	}
 	if err == nil {
-		done.interim = s.handles(&r.found)
+		s.handles(&r.found, &done.interim)
 	}
 	return err
 }
 
 // compare compares all tables as the last look found them.
-func (r *Reflex) compare(generation uint32, brief bool, each func(*edits, *imageTable, *nftTable)) error {
+func (r *Reflex) compare(done *Repair, brief bool, each func(*edits, *imageTable, *nftTable)) error {
 	for i, t := range r.image.tables {
 		if t == nil {
 			continue
 		}
-		e := edits{batch: &r.batch, chain: r.chainOf, brief: brief}
-		if err := e.compare(t, &r.found[i], generation); err != nil {
+		e := edits{batch: &r.batch, chain: r.chainOf, interim: done.interim[t.id], brief: brief}
+		if err := e.compare(t, &r.found[i], done.Generation); err != nil {
 			return fmt.Errorf("%s: %w", t.id, err)
 		}
 		each(&e, t, &r.found[i])
@@ -284,9 +309,11 @@ func (r *Reflex) repairTable(t *imageTable, found *nftTable, done *Repair) error
 	if err := r.commit(done); err != nil {
 		return err
 	}
-	if !done.told {
-		done.tell(e.plan)
+	if e.open || done.At.IsZero() {
+		done.At = time.Now()
 	}
+	done.interim[t.id] = nil
+	done.tell(e.plan)
 	return nil
 }
 
@@ -294,9 +321,6 @@ func (r *Reflex) repairTable(t *imageTable, found *nftTable, done *Repair) error
 func (r *Reflex) commit(done *Repair) error {
 	if err := r.socket.commit(r.batch.data); err != nil {
 		return err
-	}
-	if !done.shut {
-		done.At = time.Now()
 	}
 	// The kernel has held the lock of commits from its look at the generation on.
 	if done.Generation++; done.Generation == 0 {

@@ -19,6 +19,7 @@ type edits struct {
 	sets       []uint16 // that rules in the batch match
 	shut, lead []string // chains whose rules, or jump, the kernel may make wait: see shutter
 	interim    []uint64 // handles of the shutter's rules
+	open       bool     // something differs that no such rule stands in for
 	brief      bool     // find shut and lead only: memory that is asked for may have to be collected first
 }
 
@@ -75,6 +76,7 @@ func (e *edits) table(t *imageTable, found *nftTable) {
 	default:
 		return
 	}
+	e.open = true
 	e.command(t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
 	e.batch.number32(unix.NFTA_TABLE_FLAGS, t.flags)
 	e.batch.end(e.last)
@@ -117,6 +119,7 @@ func (e *edits) hook(h nftHook) {
 // rules replaces those between the common head and the common tail: the others
 // keep what the kernel has counted for them, such as connections.
 func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
+	shut := e.isShut(have) || have.name == ChainRPF
 	opened := e.unshut(t, &have)
 	head := 0
 	for head < len(have.rules) && head < len(want.rules) && want.rules[head].is(have.rules[head]) {
@@ -131,7 +134,8 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 	if !have.absent && !opened && len(gone) == 0 && len(missing) == 0 {
 		return
 	}
-	if slices.ContainsFunc(missing, func(r imageRule) bool { return r.waits }) {
+	e.open = e.open || !shut
+	if !shut && slices.ContainsFunc(missing, func(r imageRule) bool { return r.waits }) {
 		e.shut = append(e.shut, have.name)
 	}
 	if e.brief {
@@ -155,6 +159,11 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 		problem = "missing"
 	}
 	e.plan.add(resourceChain, t.id.family(), t.id.title(have.name), problem, lines)
+}
+
+// isShut says whether a rule of a shutter leads the chain.
+func (e *edits) isShut(chain nftChain) bool {
+	return len(chain.rules) > 0 && slices.Contains(e.interim, chain.rules[0].handle)
 }
 
 // unshut removes the shutter's rules.
@@ -203,7 +212,7 @@ func (e *edits) insert(t *imageTable, chain string, r imageRule, before uint64, 
 	}
 	e.batch.data = append(e.batch.data, r.attrs...)
 	e.batch.end(e.last)
-	e.sets = addNew(e.sets, r.sets...)
+	e.sets = addNumbers(e.sets, r.sets...)
 }
 
 // jump puts a jump in first place if it is not there, or not alone.
@@ -239,14 +248,18 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 	default:
 		return nil
 	}
-	if want.jump.waits {
+	shut := e.isShut(have)
+	e.open = e.open || !shut
+	if !shut && want.jump.waits {
 		e.lead = append(e.lead, want.name)
 	}
 	if e.brief {
 		return nil
 	}
 	for _, r := range ours {
-		lines = append(lines, "- -A "+want.name+" "+want.describe(r))
+		if !slices.Contains(e.interim, r.handle) {
+			lines = append(lines, "- -A "+want.name+" "+want.describe(r))
+		}
 		e.remove(t, want.name, r)
 	}
 	e.insert(t, want.name, want.jump, 0, 0)

@@ -64,18 +64,23 @@ func (s *shutter) write(e *edits, generation uint32) {
 	e.finish()
 }
 
-// handles finds the rules that write has put on top, in a look right after it.
-func (s *shutter) handles(found *[3]nftTable) (list [3][]uint64) {
+// handles adds the rules that write has put on top, in a look right after it.
+func (s *shutter) handles(found *[3]nftTable, list *[3][]uint64) {
 	for _, t := range s.tables {
 		id := t.table.id
-		for _, name := range t.shut {
+		top := func(name string, n int) {
 			chain := found[id].chain([]byte(name))
-			for i := range min(len(shutRules(name)), len(chain.rules)) {
+			for i := range min(n, len(chain.rules)) {
 				list[id] = append(list[id], chain.rules[i].handle)
 			}
 		}
+		for _, name := range t.shut {
+			top(name, len(shutRules(name)))
+		}
+		for _, name := range t.lead {
+			top(name, 1)
+		}
 	}
-	return list
 }
 
 // shutRules are what stands in for a chain of ours. PGHARDEND-RPF has none: what

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os/user"
@@ -164,7 +163,7 @@ func (s *slice) awaitRestored(after time.Time, words ...string) control.Drift {
 			}
 		}
 		if found.What = what; !containsAll(what, words) {
-			return errors.New("no such event yet")
+			return fmt.Errorf("no such event yet: %.3000s", what)
 		}
 		return nil
 	})
