@@ -273,8 +273,12 @@ func TestF10_OverwrittenBetweenWriteAndLook(t *testing.T) {
 			if rules.written() != c.writes {
 				t.Errorf("%d foreign writes after ours, %d writes of ours in the pass, want %d", c.foreign, rules.written(), c.writes)
 			}
-			if s := b.Snapshot(); len(s.Problems) != c.problems || len(s.Events) != 1 {
-				t.Errorf("%+v", s)
+			s := b.Snapshot()
+			if len(s.Problems) != c.problems || len(s.Events) != 1 {
+				t.Fatalf("%+v", s)
+			}
+			if what := s.Events[0].What; !strings.Contains(what, "flushed → v1") || strings.Count(what, "foreign → v1") != 1 {
+				t.Errorf("what was put back in one go is told as %q", what)
 			}
 		})
 	}

@@ -15,8 +15,9 @@ const (
 )
 
 // text is a plan for people, cut between two lines if it is very long.
-func text(p Plan) string {
-	s := p.String()
+func text(p Plan) string { return bounded(p.String()) }
+
+func bounded(s string) string {
 	if len(s) <= maxText {
 		return s
 	}

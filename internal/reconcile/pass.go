@@ -170,10 +170,10 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 	}
 	// A write that began is finished and read back, whatever else ends: it may
 	// consist of several steps.
-	left, looked, err := l.write(context.WithoutCancel(ctx), r, p, plan)
+	left, looked, more, err := l.write(context.WithoutCancel(ctx), r, p, plan)
 	var beside string
 	event.Who, beside = blame.culprit()
-	event.What += beside
+	event.What = bounded(event.What+more) + beside
 	if err != nil {
 		event.Error = err.Error()
 		l.remember(record(l.events, event))
@@ -205,8 +205,9 @@ func (l *Loop) look(ctx context.Context, r Resource, p *part) (plan Plan, at tim
 }
 
 // write applies plan and looks again. What differs then is an error, unless an
-// alarm says that somebody else wrote meanwhile.
-func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left Plan, at time.Time, err error) {
+// alarm says that somebody else wrote meanwhile: then it is written as well, and
+// is more than plan told.
+func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left Plan, at time.Time, more string, err error) {
 	for range maxWrites {
 		alarms := p.alarms
 		err = r.Apply(ctx, plan)
@@ -214,14 +215,17 @@ func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left 
 		left, at, lookErr = l.look(ctx, r, p)
 		err = errors.Join(err, lookErr)
 		if !applicable(left) {
-			return left, at, err
+			return left, at, more, err
 		}
 		if p.alarms == alarms {
 			break
 		}
+		if s := text(left); s != text(plan) {
+			more += s
+		}
 		plan = left
 	}
-	return left, at, errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", r.Name(), text(left)))
+	return left, at, more, errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", r.Name(), text(left)))
 }
 
 // settled notes that a resource is as it can be without a restart. plan may name
