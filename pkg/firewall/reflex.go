@@ -53,7 +53,7 @@ type Repair struct {
 	Generation uint32    // of the rules since
 	At         time.Time // when the kernel acknowledged that nothing was open any more
 
-	interim [3][]uint64 // handles of a shutter's rules, which the exact ones are to follow
+	interim [3][]string // chains with a shutter's rules, which the exact ones are to follow
 }
 
 // tell adds what is new in p: a change is told when it is shut off, and seen again
@@ -268,12 +268,12 @@ func (r *Reflex) shut(done *Repair) error {
 		return err
 	}
 	done.tell(found)
+	for _, t := range s.tables {
+		done.interim[t.table.id] = slices.Concat(done.interim[t.table.id], t.shut, t.lead)
+	}
 	generation, err := r.look()
 	if err == nil && generation != done.Generation {
 		err = errNftAgain // with what the shutter wrote in it
-	}
-	if err == nil {
-		s.handles(&r.found, &done.interim)
 	}
 	return err
 }

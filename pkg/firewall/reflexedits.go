@@ -18,7 +18,7 @@ type edits struct {
 	plan       Plan
 	sets       []uint16 // that rules in the batch match
 	shut, lead []string // chains whose rules, or jump, the kernel may make wait: see shutter
-	interim    []uint64 // handles of the shutter's rules
+	interim    []string // chains that a shutter has put rules into
 	open       bool     // something differs that no such rule stands in for
 	brief      bool     // find shut and lead only: memory that is asked for may have to be collected first
 }
@@ -163,17 +163,17 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 
 // isShut says whether a rule of a shutter leads the chain.
 func (e *edits) isShut(chain nftChain) bool {
-	return len(chain.rules) > 0 && slices.Contains(e.interim, chain.rules[0].handle)
+	return slices.Contains(e.interim, chain.name) && len(chain.rules) > 0 && chain.rules[0].isInterim()
 }
 
 // unshut removes the shutter's rules.
 func (e *edits) unshut(t *imageTable, chain *nftChain) (removed bool) {
-	if len(e.interim) == 0 {
+	if !slices.Contains(e.interim, chain.name) {
 		return false
 	}
 	var rest []nftRule
 	for _, r := range chain.rules {
-		if slices.Contains(e.interim, r.handle) {
+		if r.isInterim() {
 			e.remove(t, chain.name, r)
 			removed = true
 		} else {
@@ -257,7 +257,7 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 		return nil
 	}
 	for _, r := range ours {
-		if !slices.Contains(e.interim, r.handle) {
+		if !r.isInterim() {
 			lines = append(lines, "- -A "+want.name+" "+want.describe(r))
 		}
 		e.remove(t, want.name, r)

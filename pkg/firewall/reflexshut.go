@@ -64,24 +64,11 @@ func (s *shutter) write(e *edits, generation uint32) {
 	e.finish()
 }
 
-// handles adds the rules that write has put on top, in a look right after it.
-func (s *shutter) handles(found *[3]nftTable, list *[3][]uint64) {
-	for _, t := range s.tables {
-		id := t.table.id
-		top := func(name string, n int) {
-			chain := found[id].chain([]byte(name))
-			for i := range min(n, len(chain.rules)) {
-				list[id] = append(list[id], chain.rules[i].handle)
-			}
-		}
-		for _, name := range t.shut {
-			top(name, len(shutRules(name)))
-		}
-		for _, name := range t.lead {
-			top(name, 1)
-		}
-	}
-}
+// interim is the comment of a shutter's rules, as user data of nft's
+// (enum nftnl_udata_rule_types in libnftnl/udata.h): who lists the rules sees it.
+const interim = "\x00\x12pghardend:interim\x00"
+
+func (r nftRule) isInterim() bool { return string(r.user) == interim }
 
 // shutRules are what stands in for a chain of ours. PGHARDEND-RPF has none: what
 // it judges is judged again by the others.
@@ -113,6 +100,7 @@ func newNativeRule() nativeRule {
 
 func (r nativeRule) attrs() []byte {
 	r.w.endAttr(r.exprs)
+	r.w.bytes(unix.NFTA_RULE_USERDATA, []byte(interim))
 	return r.w.data
 }
 

@@ -181,7 +181,8 @@ func TestReflexRefuses(t *testing.T) {
 	}
 	fails("for C in IN OUT ICMP META; do $I4 -F PGHARDEND-$C; done; ipset destroy pgh4-pgpool; ipset create elsewhere hash:net; ipset create pgh4-pgpool hash:net",
 		"the set pgh4-pgpool is not there any more", true)
-	if in := b.sh("iptables-nft -S PGHARDEND-IN"); !strings.HasSuffix(in, "-A PGHARDEND-IN -i lo -j ACCEPT\n-A PGHARDEND-IN -p tcp -m tcp --tcp-flags SYN NONE -j ACCEPT\n-A PGHARDEND-IN -j DROP\n") {
+	in := strings.ReplaceAll(b.sh("iptables-nft -S PGHARDEND-IN"), ` -m comment --comment "pghardend:interim"`, "")
+	if !strings.HasSuffix(in, "-A PGHARDEND-IN -i lo -j ACCEPT\n-A PGHARDEND-IN -p tcp -m tcp --tcp-flags SYN NONE -j ACCEPT\n-A PGHARDEND-IN -j DROP\n") {
 		t.Errorf("meanwhile nothing new is to be let in:\n%s", in)
 	}
 	b.reconcile()
@@ -277,6 +278,43 @@ func TestF10_ReflexWhileOthersCommit(t *testing.T) {
 	if n := strings.Count(b.sh("nft list chain ip filter DOCKER"), "comment"); n != 100 || repaired == 0 {
 		t.Errorf("%d of 100 foreign rules are left; %d repairs", n, repaired)
 	}
+}
+
+// What somebody changes while an earlier change is being put back is told as well, and our own interim rules never are.
+func TestF06_ReflexTellsOfEachChange(t *testing.T) {
+	b := rxNew(t)
+	together := 0
+	for range 60 {
+		others := b.node.Command(t.Context(), "/bin/sh", "-ec", "iptables-nft -D PGHARDEND-IN 1; ip6tables-nft -F PGHARDEND-OUT")
+		fwMust(t, others.Start())
+		done := make(chan error, 1)
+		go func() { done <- others.Wait() }()
+		var told []string
+		for running := true; running; {
+			select {
+			case err := <-done:
+				fwMust(t, err)
+				running = false
+			default:
+			}
+			if r, err := b.reflex.Repair(); !r.Empty() || err != nil {
+				told = append(told, r.String())
+				fwMust(t, err)
+			}
+		}
+		all := strings.Join(told, "")
+		if !strings.Contains(all, "ipv4 chain PGHARDEND-IN: differs") || !strings.Contains(all, "ipv6 chain PGHARDEND-OUT: differs") ||
+			strings.Contains(all, "not ours") || b.reflex.Changed() {
+			t.Fatalf("told:\n%s", strings.Join(told, "and then\n"))
+		}
+		if len(told) == 1 {
+			together++
+		}
+	}
+	if p := b.plan(); !p.Empty() {
+		t.Errorf("still to do:\n%s", p)
+	}
+	t.Logf("the second change came during a repair of the first in %d rounds", together)
 }
 
 // A table full of foreign rules is read by chains.
