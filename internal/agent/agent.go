@@ -102,8 +102,10 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	source.resources = a.resources
 	source.accepted = a.accept
 	source.running = a.runs
+	interval := tickInterval(pollInterval(first.Config.Reconcile.Interval, log), fw.Backend())
 	a.loop = reconcile.New(source, reconcile.Options{
-		Interval: tickInterval(pollInterval(first.Config.Reconcile.Interval, log), fw.Backend()),
+		Interval: interval,
+		Every:    pulse{interval, log}.run,
 		Full:     first.Config.Reconcile.Full,
 		Aside:    []string{processesName, filesName}, // a service's own trouble is no reason to hold up the others
 		OnTick:   func() { a.notify.beat(time.Now()) },
