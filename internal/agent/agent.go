@@ -99,11 +99,14 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.metrics = newMetrics(a)
 	a.processes = newProcessesResource(a.running)
 	a.files = newFilesResource(a.running, func() config.Config { return a.desired.Load().Config })
+	a.files.stirred = func() uint64 { return source.watch.stirred() }
 	source.resources = a.resources
 	source.accepted = a.accept
 	source.running = a.runs
+	interval := tickInterval(pollInterval(first.Config.Reconcile.Interval, log), fw.Backend())
 	a.loop = reconcile.New(source, reconcile.Options{
-		Interval: tickInterval(pollInterval(first.Config.Reconcile.Interval, log), fw.Backend()),
+		Interval: interval,
+		Every:    pulse{interval, log}.run,
 		Full:     first.Config.Reconcile.Full,
 		Aside:    []string{processesName, filesName}, // a service's own trouble is no reason to hold up the others
 		OnTick:   func() { a.notify.beat(time.Now()) },
@@ -124,16 +127,14 @@ func (a *Agent) close() {
 }
 
 // filesChanged hears of a file or directory that counts. The users of data
-// directories may change theirs as often as they like, so these are no reason to
-// look at more than files.
-func (a *Agent) filesChanged(path string) {
-	for _, svc := range a.desired.Load().Config.Services {
-		if path == svc.DataDir {
-			a.loop.Alarm(reconcile.Alarm{Resource: filesName, At: time.Now()})
-			return
-		}
+// directories may change theirs as often as they like, so only what is read is a
+// reason to look at more than files.
+func (a *Agent) filesChanged(input bool) {
+	if input {
+		a.loop.Trigger(reconcile.Trigger{Reason: "files"})
+		return
 	}
-	a.loop.Trigger(reconcile.Trigger{Reason: "files"})
+	a.loop.Alarm(reconcile.Alarm{Resource: filesName, At: time.Now()})
 }
 
 func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-chan struct{}) error {

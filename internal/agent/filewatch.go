@@ -2,18 +2,24 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 const (
-	// wakeInterval is between two wake-ups: what happens in between, the next tick
-	// of the loop sees.
+	// wakeInterval is between two wake-ups: what happens in between stirs the watch,
+	// and the next tick of the loop looks.
 	wakeInterval = time.Second
 	// maxHeard bounds the events that are read in one wakeInterval: others may write
 	// to files in the same directory as fast as they can. The rest waits in the
@@ -21,67 +27,133 @@ const (
 	maxHeard = 64
 )
 
-// A fileWatch hears of changes to some files by inotify(7). It is but a wake-up:
-// whoever is woken looks for himself, and looks once a second without it. All
-// methods may be called from any goroutine.
+// A fileWatch hears of changes to some files and directories, and to whatever
+// their paths lead through, by inotify(7). It is but a wake-up: whoever is woken
+// looks for himself. What it vouches for need not be looked at in each tick, see
+// stirred. All methods may be called from any goroutine.
 type fileWatch struct {
 	log  *slog.Logger
-	wake func(path string) // empty: unknown
+	wake func(input bool) // whether one of the first paths may have changed
+
+	stirs  atomic.Uint64 // changes that were heard of
+	breaks atomic.Uint64 // what may have cost a watch
+	armed  atomic.Uint64 // breaks when all was watched; none: never
+	deaf   atomic.Bool   // there is more to hear than is listened to
+	mounts int           // a descriptor that tells of mounts, of which inotify says nothing; -1: none
 
 	mu      sync.Mutex
 	watcher *fsnotify.Watcher // nil: the kernel has none left for us
-	paths   []string
-	dirs    []string // that are watched; a watch ends with its directory
+	asked   [2][]string       // for which paths
+	covered coverage
 	disk    patient
 }
 
-func newFileWatch(wake func(path string), log *slog.Logger) *fileWatch {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		log.Warn("cannot be notified of changed files, which are looked at each second all the same; is fs.inotify.max_user_instances too low?", "error", err)
-		watcher = nil
-	}
-	return &fileWatch{log: log, wake: wake, watcher: watcher}
+const never = math.MaxUint64
+
+// coverage is what is watched for some paths.
+type coverage struct {
+	input, others []string // what they lead through
+	dirs          []string // that these are in; a watch ends with its directory
 }
 
-// watch sets the files to hear of. Their directories are watched, since most
-// files are replaced by rename.
-func (w *fileWatch) watch(paths []string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.watcher == nil || slices.Equal(paths, w.paths) {
-		return
+func newFileWatch(wake func(input bool), log *slog.Logger) *fileWatch {
+	w := &fileWatch{log: log, wake: wake}
+	w.armed.Store(never)
+	var err error
+	if w.watcher, err = fsnotify.NewWatcher(); err != nil {
+		log.Warn("cannot be notified of changed files, which are looked at each second all the same; is fs.inotify.max_user_instances too low?", "error", err)
+		w.watcher = nil
 	}
-	w.paths = slices.Clone(paths)
-	var dirs []string
-	for _, path := range paths {
-		if dir := filepath.Dir(path); !slices.Contains(dirs, dir) {
-			dirs = append(dirs, dir)
+	if w.mounts, err = unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		w.mounts = -1
+		log.Debug("cannot be told of mounts, so files are looked at each second", "error", err)
+	}
+	return w
+}
+
+// stirred is another number whenever something may have changed of what is
+// watched; 0 if only a look can tell. A look that was begun after a call is good
+// for as long as the number stays.
+func (w *fileWatch) stirred() uint64 {
+	if w == nil || w.mounts < 0 || w.deaf.Load() {
+		return 0
+	}
+	if mountsChanged(w.mounts) {
+		w.breaks.Add(1)
+	}
+	if w.armed.Load() != w.breaks.Load() {
+		return 0
+	}
+	return w.stirs.Load() + 1
+}
+
+// mountsChanged says whether something was mounted or unmounted since the last
+// call, proc_pid_mounts(5). The runtime is not told of a call that never waits: it
+// would wake up its monitor.
+func mountsChanged(mounts int) bool {
+	poll := unix.PollFd{Fd: int32(mounts), Events: unix.POLLPRI} //nolint:gosec // a descriptor fits
+	var at unix.Timespec
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&at)), 0, 0, 0)
+		if errno != unix.EINTR { // a signal of the runtime's
+			return n != 0
 		}
 	}
-	left := slices.DeleteFunc(w.dirs, func(dir string) bool { return slices.Contains(dirs, dir) })
-	w.dirs = dirs
-	if !w.disk.do(func() { w.turn(left, dirs) }, peekPatience) { // it hangs, and a watch is but a wake-up
-		w.paths = nil // so that the next call tries again
+}
+
+// watch sets the paths to hear of, input apart from others. Directories are
+// watched, since most files are replaced by rename. It watches anew after
+// anything happened that may have ended a watch.
+func (w *fileWatch) watch(ctx context.Context, input, others []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := w.breaks.Load()
+	same := slices.Equal(input, w.asked[0]) && slices.Equal(others, w.asked[1])
+	if w.watcher == nil || same && w.armed.Load() == before {
+		return
+	}
+	w.armed.Store(never)
+	w.asked = [2][]string{slices.Clone(input), slices.Clone(others)}
+	old, c, whole := w.covered.dirs, &coverage{}, false
+	if !w.disk.do(func() { whole = w.turn(ctx, old, c, input, others) }, peekPatience) {
+		return // it hangs, and a watch is but a wake-up
+	}
+	w.covered = *c
+	w.stirs.Add(1) // what changed before is for a look
+	if whole {
+		w.armed.Store(before)
 	}
 }
 
-// turn makes the kernel watch other directories.
-func (w *fileWatch) turn(from, to []string) {
+// turn makes the kernel watch other directories, each from its root on: what is not
+// there yet is heard of where it is made. It says whether nothing is left out.
+func (w *fileWatch) turn(ctx context.Context, from []string, to *coverage, input, others []string) (whole bool) {
+	to.input, to.others = followTrail(ctx, input...).paths(), followTrail(ctx, others...).paths()
+	for _, path := range slices.Concat(to.input, to.others) {
+		if dir := filepath.Dir(path); !slices.Contains(to.dirs, dir) {
+			to.dirs = append(to.dirs, dir)
+		}
+	}
 	for _, dir := range from {
 		_ = w.watcher.Remove(dir) // it may have gone
 	}
-	for _, dir := range to {
-		if err := w.watcher.Add(dir); err != nil {
+	whole = true
+	for _, dir := range to.dirs {
+		err := w.watcher.Add(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 			w.log.Debug("cannot watch a directory", "path", dir, "error", err)
+			whole = false
 		}
 	}
+	return whole
 }
 
-func (w *fileWatch) wanted(path string) bool {
+// wanted says whether a path counts.
+func (w *fileWatch) wanted(path string) (wanted, input bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Contains(w.paths, path)
+	input = slices.Contains(w.covered.input, path)
+	return input || slices.Contains(w.covered.others, path), input
 }
 
 func (w *fileWatch) run(ctx context.Context) error {
@@ -92,25 +164,36 @@ func (w *fileWatch) run(ctx context.Context) error {
 	var woken, began time.Time
 	for heard := 0; ; heard++ {
 		if time.Since(began) >= wakeInterval {
+			w.deaf.Store(heard >= maxHeard)
 			began, heard = time.Now(), 0
 		}
-		if heard == maxHeard && !wait(ctx, wakeInterval-time.Since(began)) {
-			return nil
+		if heard == maxHeard {
+			w.deaf.Store(true)
+			if !wait(ctx, wakeInterval-time.Since(began)) {
+				return nil
+			}
 		}
-		var path string
+		input := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case event := <-w.watcher.Events:
-			path = event.Name
-			if !w.wanted(path) || time.Since(woken) < wakeInterval {
+			var wanted bool
+			if wanted, input = w.wanted(event.Name); !wanted {
 				continue
 			}
+			w.stirs.Add(1)
+			if event.Has(fsnotify.Create | fsnotify.Remove | fsnotify.Rename) {
+				w.breaks.Add(1) // its directory may be another one now
+			}
 		case err := <-w.watcher.Errors: // an overrun
+			w.breaks.Add(1)
 			w.log.Debug("notifications of changed files were lost", "error", err)
 		}
-		woken = time.Now()
-		w.wake(path)
+		if time.Since(woken) >= wakeInterval {
+			woken = time.Now()
+			w.wake(input)
+		}
 	}
 }
 
@@ -118,5 +201,8 @@ func (w *fileWatch) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.disk.do(func() { _ = w.watcher.Close() }, peekPatience)
+	if w.mounts >= 0 {
+		_ = unix.Close(w.mounts) // it was only read
+	}
 	w.disk.close()
 }

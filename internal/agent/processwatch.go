@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"io"
 	"os"
 	"slices"
 
@@ -124,16 +123,16 @@ func (r *processesResource) Peek(ctx context.Context) bool {
 }
 
 func (r *processesResource) peekService(ctx context.Context, w *processWatch) bool {
-	n, err := w.status.ReadAt(r.buf, 0)
-	if n == 0 || !errors.Is(err, io.EOF) || !slices.Contains(w.signatures, statusSignature(r.seed, r.buf[:n])) {
+	n, err := rawRead(int(w.status.Fd()), r.buf)
+	if err != nil || n == 0 || n == len(r.buf) || !slices.Contains(w.signatures, statusSignature(r.seed, r.buf[:n])) {
 		return true
 	}
 	if same, err := r.match(ctx, w, w.root.PID); err != nil || !same {
 		return true
 	}
 	if w.spec.OOMScoreAdj != nil {
-		n, err := w.score.ReadAt(r.buf, 0)
-		if got, rest := cutNumber(r.buf[:n]); n == 0 && err != nil || got != *w.spec.OOMScoreAdj || len(rest) != 0 {
+		n, err := rawRead(int(w.score.Fd()), r.buf)
+		if got, rest := cutNumber(r.buf[:n]); err != nil || got != *w.spec.OOMScoreAdj || len(rest) != 0 {
 			return true
 		}
 	}
@@ -144,7 +143,7 @@ func (r *processesResource) peekChildren(ctx context.Context, w *processWatch) b
 	if w.children == nil {
 		return false
 	}
-	n, _ := w.children.ReadAt(r.buf, 0) // ends with io.EOF; a process that has ended has none
+	n, _ := rawRead(int(w.children.Fd()), r.buf) // a process that has ended has none
 	count := bytes.Count(r.buf[:n], []byte(" "))
 	if count == 0 {
 		return false
@@ -228,16 +227,16 @@ func readInto(ctx context.Context, pid int, name string, buf []byte) (int, error
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := rawOpen(fmt.Sprintf("/proc/%d/%s", pid, name))
 	if err != nil {
 		return 0, asDone(err)
 	}
-	n, err := unix.Read(fd, buf)
-	_ = unix.Close(fd) // nothing was written
+	n, err := rawRead(fd, buf)
+	rawClose(fd)
 	if err == nil && n == 0 {
 		err = os.ErrProcessDone
 	}
-	return max(n, 0), asDone(err)
+	return n, asDone(err)
 }
 
 // signed are the lines of /proc/PID/status that say what a process may do.

@@ -34,6 +34,7 @@ const filesName = "files"
 type filesResource struct {
 	running func([]runningService) []runningService
 	config  func() config.Config
+	stirred func() uint64 // as fileWatch's; nil: there is none
 
 	disk patient
 	hung bool // the last look had no answer from a disk
@@ -46,6 +47,7 @@ type filesResource struct {
 
 	peek    func() // of this value, made once
 	differs bool   // what it found
+	calm    uint64 // what stirred said when it found nothing
 }
 
 // How long the loop waits for a disk, in a tick and in a look. Cached as what is
@@ -204,21 +206,35 @@ func (r *filesResource) putBack(p filePlan) error {
 	return errors.Join(errs...)
 }
 
-// Peek implements reconcile.Peeker: one stat(2) for each path.
+// Peek implements reconcile.Peeker: one stat(2) for each path, as long as nobody
+// tells of changes.
 func (r *filesResource) Peek(context.Context) bool {
-	if r.hung || !r.disk.do(r.peek, peekPatience) {
+	if r.hung || !r.disk.free(0) {
 		return true
 	}
-	return r.differs
+	var now uint64
+	if r.stirred != nil {
+		now = r.stirred()
+	}
+	if now != 0 && now == r.calm {
+		return r.others()
+	}
+	if !r.disk.do(r.peek, peekPatience) || r.differs {
+		return true
+	}
+	r.calm = now
+	return false
+}
+
+// others says whether other paths are to be looked at than at the last look.
+func (r *filesResource) others() bool {
+	r.list = r.running(r.list[:0])
+	same := slices.EqualFunc(r.list, r.looked, func(a runningService, b lookedService) bool { return a.name == b.name && a.pid == b.pid })
+	return !same || len(r.kept) == 0
 }
 
 func (r *filesResource) peeks() bool {
-	r.list = r.running(r.list[:0])
-	same := slices.EqualFunc(r.list, r.looked, func(a runningService, b lookedService) bool { return a.name == b.name && a.pid == b.pid })
-	if !same || len(r.kept) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(r.kept, func(k *keptPath) bool {
+	return r.others() || slices.ContainsFunc(r.kept, func(k *keptPath) bool {
 		r.at.Store(k)
 		return k.differs()
 	})

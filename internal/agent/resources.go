@@ -68,7 +68,7 @@ func (r *sysctlResource) Name() string { return sysctlName }
 func (r *sysctlResource) Plan(ctx context.Context) (reconcile.Plan, error) {
 	got, err := sysctl.Observe(ctx, r.want)
 	plan := sysctl.Diff(r.want, got)
-	if err == nil && plan.Empty() {
+	if err == nil && plan.Empty() && r.peeker.Stale(ctx, got) {
 		err = r.peeker.Learn(ctx)
 	}
 	return plan, leaveHint(err)

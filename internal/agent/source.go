@@ -45,6 +45,7 @@ type fileSource struct {
 
 	peersFile string // as the config named it at the last look
 	trail     trail  // of both files, from before they were read
+	calm      uint64 // what watch said when a look found nothing new
 	ranThen   uint64 // what running said at the last look
 }
 
@@ -137,9 +138,23 @@ func (s *fileSource) Load(ctx context.Context, force bool) (reconcile.Desired, e
 // have their turn with the next pass.
 func (s *fileSource) Peek(ctx context.Context) bool {
 	now := time.Now()
-	return !s.trail.same(ctx) || s.facts.answered() || s.openings.moved(s.openSeen, now) ||
+	return s.filesMoved(ctx) || s.facts.answered() || s.openings.moved(s.openSeen, now) ||
 		s.running != nil && s.running() != s.ranThen ||
 		s.conf.waits != nil && !s.conf.waits.until.After(now)
+}
+
+// filesMoved says whether the files may have changed, which is for a look at them
+// only as long as nobody tells.
+func (s *fileSource) filesMoved(ctx context.Context) bool {
+	now := s.watch.stirred()
+	if now != 0 && now == s.calm {
+		return false
+	}
+	if !s.trail.same(ctx) {
+		return true
+	}
+	s.calm = now
+	return false
 }
 
 // sooner is the lesser of two times, of which 0 is never.
@@ -204,14 +219,14 @@ func (s *fileSource) read(ctx context.Context) (input, config.Config, error) {
 		s.trail.fresh = true
 	}
 	if s.watch != nil {
-		s.watch.watch(append(s.trail.files(), s.dataDirs()...))
+		s.watch.watch(ctx, []string{s.configFile, s.peersFile}, s.otherPaths())
 	}
 	return in, cfg, err
 }
 
-// dataDirs are watched for their modes and owners.
-func (s *fileSource) dataDirs() []string {
-	var dirs []string
+// otherPaths are watched for their modes and owners.
+func (s *fileSource) otherPaths() []string {
+	dirs := []string{s.current.Config.RuntimeDir, s.current.Config.StateDir}
 	for _, svc := range s.current.Config.Services {
 		if svc.DataDir != "" {
 			dirs = append(dirs, svc.DataDir)

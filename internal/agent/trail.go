@@ -118,11 +118,11 @@ func (t *trail) same(ctx context.Context) bool {
 	return true
 }
 
-// files are the steps that are no directories, missing ones included.
-func (t *trail) files() []string {
+// paths are all that it leads through, missing ones included.
+func (t trail) paths() []string {
 	var list []string
 	for _, s := range t.steps {
-		if s.mode&unix.S_IFMT != unix.S_IFDIR {
+		if !slices.Contains(list, s.path) {
 			list = append(list, s.path)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,16 +37,16 @@ func quiet(t *testing.T, f *files) *fileSource {
 	return s
 }
 
-// The files are read only when they can have changed, and then they are, however
-// the change was made.
-func TestPeekSeesEveryChangeOfFiles(t *testing.T) {
+// fileChanges are ways to change what a source reads.
+func fileChanges(t *testing.T) map[string]func(f *files) {
+	t.Helper()
 	sameSize := replace(t, goodPeers, "10.20.1.20", "10.20.1.29")
 	try := func(f *files, errs ...error) {
 		if err := errors.Join(errs...); err != nil {
 			f.t.Fatal(err)
 		}
 	}
-	for name, change := range map[string]func(f *files){
+	return map[string]func(f *files){
 		"atomic rename":                      func(f *files) { f.write(f.peers, sameSize) },
 		"in-place write of as many bytes":    func(f *files) { f.writeInPlace(f.peers, sameSize) },
 		"the config":                         func(f *files) { f.write(f.config, f.configText()+"# a comment\n") },
@@ -54,7 +55,13 @@ func TestPeekSeesEveryChangeOfFiles(t *testing.T) {
 		"a directory that others can write":  func(f *files) { try(f, os.Chmod(f.dir, 0o777)) },
 		"a symlink in place of the file":     func(f *files) { try(f, os.Rename(f.peers, f.peers+".1"), os.Symlink(f.peers+".1", f.peers)) },
 		"another file of the same directory": func(f *files) { try(f, os.Rename(f.dir, f.dir+".1"), os.CopyFS(f.dir, os.DirFS(f.dir+".1"))) },
-	} {
+	}
+}
+
+// The files are read only when they can have changed, and then they are, however
+// the change was made.
+func TestPeekSeesEveryChangeOfFiles(t *testing.T) {
+	for name, change := range fileChanges(t) {
 		t.Run(name, func(t *testing.T) {
 			f := newFiles(t)
 			s := quiet(t, f)
@@ -67,6 +74,11 @@ func TestPeekSeesEveryChangeOfFiles(t *testing.T) {
 	}
 }
 
+// below are the paths of a trail in a directory.
+func below(dir string, tr trail) []string {
+	return slices.DeleteFunc(tr.paths(), func(path string) bool { return !strings.HasPrefix(path, dir) })
+}
+
 func TestPeekFollowsLinks(t *testing.T) {
 	f := newFiles(t)
 	one, two, current := filepath.Join(f.dir, "1"), filepath.Join(f.dir, "2"), filepath.Join(f.dir, "current")
@@ -76,8 +88,8 @@ func TestPeekFollowsLinks(t *testing.T) {
 	f.write(filepath.Join(one, "list"), goodPeers)
 	f.write(filepath.Join(two, "list"), replace(t, goodPeers, "10.20.1.20", "10.20.1.29"))
 	s := quiet(t, f)
-	if want := []string{f.config, f.peers, current, filepath.Join(one, "list")}; !slices.Equal(s.trail.files(), want) {
-		t.Errorf("files on the way: %q, want %q", s.trail.files(), want)
+	if want := []string{f.dir, f.config, f.peers, current, one, filepath.Join(one, "list")}; !slices.Equal(below(f.dir, s.trail), want) {
+		t.Errorf("on the way: %q, want %q", below(f.dir, s.trail), want)
 	}
 	if err := errors.Join(os.Symlink("2", current+".new"), os.Rename(current+".new", current)); err != nil {
 		t.Fatal(err)
@@ -117,16 +129,16 @@ func TestTrailOfALoop(t *testing.T) {
 	if err := os.Symlink("a/a", link); err != nil {
 		t.Fatal(err)
 	}
-	if tr := followTrail(t.Context(), link); len(tr.files()) != 1 || tr.files()[0] != link {
+	if tr := followTrail(t.Context(), link); tr.paths()[len(tr.paths())-1] != link {
 		t.Errorf("steps %+v", tr.steps)
 	}
 }
 
 func TestFileWatchHearsOfItsFilesAlone(t *testing.T) {
 	f := newFiles(t)
-	woken := make(chan string, 16)
-	w := newFileWatch(func(path string) { woken <- path }, slog.New(slog.DiscardHandler))
-	w.watch([]string{f.config, f.peers, filepath.Join(f.dir, "nothing", "here")})
+	woken := make(chan bool, 16)
+	w := newFileWatch(func(input bool) { woken <- input }, slog.New(slog.DiscardHandler))
+	w.watch(t.Context(), []string{f.config, f.peers, filepath.Join(f.dir, "nothing", "here")}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.run(ctx) }()
@@ -134,9 +146,9 @@ func TestFileWatchHearsOfItsFilesAlone(t *testing.T) {
 	f.write(f.peers, goodPeers)
 	f.write(f.config, f.configText()) // within the second: the tick's
 	select {
-	case path := <-woken:
-		if path != f.peers {
-			t.Errorf("woken by %s", path)
+	case input := <-woken:
+		if !input {
+			t.Error("woken by something else")
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("not woken")
@@ -150,8 +162,8 @@ func TestFileWatchHearsOfItsFilesAlone(t *testing.T) {
 // Whoever writes a lot beside our files does not keep us busy.
 func TestFileWatchIsNotKeptBusy(t *testing.T) {
 	f := newFiles(t)
-	w := newFileWatch(func(path string) { t.Errorf("woken by %q", path) }, slog.New(slog.DiscardHandler))
-	w.watch([]string{f.config})
+	w := newFileWatch(func(bool) { t.Error("woken") }, slog.New(slog.DiscardHandler))
+	w.watch(t.Context(), []string{f.config}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.run(ctx) }()
@@ -175,6 +187,9 @@ func TestFileWatchIsNotKeptBusy(t *testing.T) {
 		}
 	}
 	cancel()
+	if w.stirred() != 0 {
+		t.Error("it vouches for what it did not listen to")
+	}
 	if err := <-done; err != nil || heard == 0 {
 		t.Errorf("%v; all events were taken", err)
 	}

@@ -44,6 +44,10 @@
 // look, whose outcome is thrown away if the reflex put something back. During
 // Apply alarms wait.
 //
+// With Options.Every, a tick comes from another goroutine. That one peeks, and only
+// while Run's waits for something to do: a lock, which Run's holds whenever it
+// does anything, keeps them apart. A pass is always made by Run's.
+//
 // A resource and its source must therefore bear Reflex beside Plan or Load; Peek,
 // Apply and the functions in Options run beside nothing. All other methods of
 // Loop may be called from anywhere.

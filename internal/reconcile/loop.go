@@ -43,7 +43,11 @@ type Loop struct {
 	epoch    time.Time    // its monotonic reading counts
 	lastLook atomic.Int64 // since epoch, so that a tick need not allocate; 0: none
 
-	// Owned by Run's goroutine.
+	ticks chan seen // of Options.Every, for Run's goroutine
+
+	// Owned by who holds reins: Run's goroutine whenever it does anything, and else
+	// a tick of Options.Every.
+	reins    sync.Mutex
 	timer    *time.Timer
 	retry    *backoff.ExponentialBackOff
 	first    uint64 // generation of the first pass
@@ -61,10 +65,14 @@ type request struct {
 	done    chan Snapshot
 }
 
-// Options are a loop's times, and who is told. The functions may be nil; they are
-// called in Run's goroutine and must not block.
+// Options are a loop's times, and who is told. The functions may be nil; OnTick and
+// OnEvent must not block and are called one at a time.
 type Options struct {
 	Interval time.Duration // from tick to tick
+	// Every calls tick once in each Interval, until ctx is done; nil: a timer of
+	// Run's goroutine does. As long as there is nothing to do, a tick stays in the
+	// goroutine that calls it, so that one thread that wakes up is enough.
+	Every func(ctx context.Context, tick func())
 	// Full is the time between two full looks, give or take a tenth. One that is
 	// not above Interval makes each tick a full look.
 	Full    time.Duration
@@ -84,6 +92,7 @@ func New(source Source, o Options, log *slog.Logger, onPass func(Snapshot)) *Loo
 		wake:     make(chan struct{}, 1),
 		requests: make(chan request),
 		alarms:   make(chan Alarm, maxAlarms),
+		ticks:    make(chan seen, 1),
 		enforced: make(chan struct{}),
 		ended:    make(chan struct{}),
 		epoch:    time.Now(),
@@ -161,27 +170,49 @@ func (l *Loop) Request(ctx context.Context, t Trigger) (Snapshot, error) {
 // leaves the kernel's state as it is. It may be called once.
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.ended)
+	if l.opts.Every != nil {
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		beside.Go(func() { l.opts.Every(ctx, func() { l.beside(ctx) }) })
+	}
+	l.reins.Lock()
+	defer l.reins.Unlock()
 	l.timer = time.NewTimer(l.opts.Interval)
 	defer l.timer.Stop()
 	l.pass(ctx, fullRound(Trigger{Reason: reasonStart}))
-	for {
-		l.setTimer(l.nextTime())
-		select {
-		case <-ctx.Done():
-			return nil
-		case a := <-l.alarms:
-			l.heed(ctx, a)
-		case <-l.timer.C:
-			l.onTime(ctx)
-		case <-l.wake:
-			l.pass(ctx, fullRound(l.served()))
-		case r := <-l.requests:
-			round := fullRound(r.trigger)
-			round.asked = true
-			if l.pass(ctx, round) {
-				r.done <- l.Snapshot()
-			}
-			close(r.done)
-		}
+	for l.serveNext(ctx) {
 	}
+	return nil
+}
+
+// serveNext waits for what is to be done next, and does it. False: it is the end.
+func (l *Loop) serveNext(ctx context.Context) bool {
+	l.setTimer(l.nextTime())
+	l.reins.Unlock()
+	select {
+	case <-ctx.Done():
+		l.reins.Lock()
+		return false
+	case a := <-l.alarms:
+		l.reins.Lock()
+		l.heed(ctx, a)
+	case <-l.timer.C:
+		l.reins.Lock()
+		l.onTime(ctx)
+	case s := <-l.ticks:
+		l.reins.Lock()
+		l.onTick(ctx, s)
+	case <-l.wake:
+		l.reins.Lock()
+		l.pass(ctx, fullRound(l.served()))
+	case r := <-l.requests:
+		l.reins.Lock()
+		round := fullRound(r.trigger)
+		round.asked = true
+		if l.pass(ctx, round) {
+			r.done <- l.Snapshot()
+		}
+		close(r.done)
+	}
+	return true
 }

@@ -69,7 +69,7 @@ func (p *part) look(now time.Time) {
 	p.due, p.why, p.wanted = time.Time{}, "", time.Time{}
 }
 
-func (p *part) isDue(now time.Time) bool { return !p.due.IsZero() && !now.Before(p.due) }
+func (p *part) isDue(now time.Time) bool { return isDue(p.due, now) }
 
 // saw notes that the resource was right.
 func (p *part) saw(s sight) { p.right, p.ever = s, true }

@@ -6,19 +6,75 @@ import (
 	"time"
 )
 
+// seen is what came of a tick.
+type seen struct {
+	missed bool  // the loop was busy, so it is still to be made
+	round  round // the pass that it calls for
+}
+
 // onTime does what is due. All times are kept here and served by one timer, so
 // that an idle daemon wakes up once in each interval.
 func (l *Loop) onTime(ctx context.Context) {
 	l.serveHeld(ctx)
 	now := time.Now()
 	switch {
-	case !now.Before(l.nextTick):
-		l.tick(ctx, now)
-	case l.recheckDue(now):
+	case isDue(l.nextTick, now):
+		if r, ok := l.tick(ctx, now); ok {
+			l.pass(ctx, r)
+		}
+	case isDue(l.recheck, now):
 		l.pass(ctx, round{Trigger: Trigger{Reason: reasonRecheck}, load: true})
 	case l.anyDue(now):
 		l.pass(ctx, round{})
 	}
+}
+
+// beside is a tick of Options.Every. It makes no pass, which might hold up those
+// that follow.
+func (l *Loop) beside(ctx context.Context) {
+	s := seen{missed: true}
+	if l.reins.TryLock() {
+		var ok bool
+		s.round, ok = l.ticked(ctx)
+		s.missed = false
+		l.reins.Unlock()
+		if !ok {
+			return
+		}
+	}
+	select {
+	case l.ticks <- s:
+	default: // the one that waits is as good: what is not right stays so
+	}
+}
+
+// onTick takes over from beside.
+func (l *Loop) onTick(ctx context.Context, s seen) {
+	ok := !s.missed
+	if s.missed {
+		s.round, ok = l.ticked(ctx)
+	}
+	if ok {
+		l.pass(ctx, s.round)
+	}
+}
+
+// ticked makes a tick of Options.Every, unless a failed write has made the timer
+// set the pace.
+func (l *Loop) ticked(ctx context.Context) (round, bool) {
+	if !l.nextTick.IsZero() || l.snapshot.Load().Passes == 0 {
+		return round{}, false
+	}
+	return l.tick(ctx, time.Now())
+}
+
+// regular is when the next tick is due after one, or a pass, that left all as it
+// should be; never if it does not depend on the timer.
+func (l *Loop) regular(now time.Time) time.Time {
+	if l.opts.Every != nil {
+		return time.Time{}
+	}
+	return now.Add(l.opts.Interval)
 }
 
 // nextTime is when onTime is to be called.
@@ -38,12 +94,11 @@ func (l *Loop) setTimer(at time.Time) {
 	l.timer.Reset(max(0, time.Until(at)))
 }
 
-// tick looks cheaply, and makes a pass if that says so or it is time. While all
-// is well it allocates nothing and publishes nothing.
-func (l *Loop) tick(ctx context.Context, now time.Time) {
-	l.nextTick = now.Add(l.opts.Interval)
+// tick looks cheaply, and says which pass is to be made, if that says so or it is
+// time. While all is well it allocates nothing and publishes nothing.
+func (l *Loop) tick(ctx context.Context, now time.Time) (r round, ok bool) {
+	l.nextTick = l.regular(now)
 	snap := l.snapshot.Load()
-	var r round
 	switch {
 	case !snap.Enforced():
 		r = fullRound(Trigger{Reason: reasonRetry})
@@ -51,16 +106,14 @@ func (l *Loop) tick(ctx context.Context, now time.Time) {
 		r = fullRound(Trigger{Reason: reasonFull})
 	default:
 		// No retry mends a bad file, but it may be one of ours that cannot be written.
-		r = round{Trigger: Trigger{Reason: reasonTick}, load: l.recheckDue(now) || snap.says(problemInput) || l.peeks(ctx, l.source)}
+		r = round{Trigger: Trigger{Reason: reasonTick}, load: isDue(l.recheck, now) || snap.says(problemInput) || l.peeks(ctx, l.source)}
 		l.peekAll(ctx, snap)
 	}
 	l.looked()
 	if l.opts.OnTick != nil {
 		l.opts.OnTick()
 	}
-	if r.load || l.anyDue(time.Now()) {
-		l.pass(ctx, r)
-	}
+	return r, r.load || l.anyDue(time.Now())
 }
 
 // peekAll asks for a look at what may differ. What may not is as right as it was
@@ -83,9 +136,8 @@ func (l *Loop) peeks(ctx context.Context, what any) bool {
 	return ok && p.Peek(ctx)
 }
 
-func (l *Loop) recheckDue(now time.Time) bool {
-	return !l.recheck.IsZero() && !now.Before(l.recheck)
-}
+// isDue says whether a time has come, of which zero is never.
+func isDue(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 func (l *Loop) anyDue(now time.Time) bool {
 	for _, r := range l.desired.Resources {
@@ -99,7 +151,7 @@ func (l *Loop) anyDue(now time.Time) bool {
 // schedule sets the times that follow from a pass: soon after a failed write, and
 // sooner than usual while the input changes. A bad input gets better by no retry.
 func (l *Loop) schedule(r round, snap Snapshot, now time.Time) {
-	next := now.Add(l.opts.Interval)
+	next := l.regular(now)
 	if snap.Enforced() {
 		l.retry.Reset()
 	} else {

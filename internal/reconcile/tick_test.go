@@ -141,6 +141,11 @@ func TestIdleTickAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { idleTick(ctx, l) }); n != 0 {
 		t.Errorf("%v allocations in a tick", n)
 	}
+	l.opts.Every = beside
+	idleTick(ctx, l)
+	if n := testing.AllocsPerRun(1000, func() { l.beside(ctx) }); n != 0 || !l.nextTime().IsZero() || len(l.ticks) != 0 {
+		t.Errorf("%v allocations in a tick beside the loop, which is to do something at %v", n, l.nextTime())
+	}
 }
 
 func BenchmarkIdleTick(b *testing.B) {
@@ -165,7 +170,9 @@ func idle() (*Loop, context.Context) {
 }
 
 func idleTick(ctx context.Context, l *Loop) {
-	l.tick(ctx, time.Now())
+	if r, ok := l.tick(ctx, time.Now()); ok {
+		l.pass(ctx, r)
+	}
 	l.setTimer(l.nextTime())
 }
 
@@ -178,7 +185,7 @@ func TestF21_TimesAreMonotonic(t *testing.T) {
 	}
 	l.Alarm(Alarm{Resource: "r0"}) // without a time
 	l.heed(ctx, <-l.alarms)
-	l.tick(ctx, time.Now())
+	idleTick(ctx, l)
 	s, p := l.Snapshot(), l.part("r0")
 	times := map[string]time.Time{
 		"next tick": l.nextTick, "next full": l.nextFull, "epoch": l.epoch, "last pass": s.LastPass, "last clean": s.LastClean, "last look": s.LastLook,

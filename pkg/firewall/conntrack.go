@@ -164,19 +164,19 @@ func ObserveConnections(ctx context.Context) ([]Connection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot list connections: %w", err)
 	}
-	var all []Connection
-	for _, fam := range Families {
-		messages, err := ctRequest(fam, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP).Execute(unix.NETLINK_NETFILTER, 0)
+	// Both families at once: for each dump the kernel goes through a table of all
+	// network namespaces, of 262144 slots where there is some memory, be it empty.
+	messages, err := ctRequest(unix.AF_UNSPEC, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP).Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list connections; this needs CAP_NET_ADMIN and the kernel module nf_conntrack_netlink: %w", err)
+	}
+	all := make([]Connection, 0, len(messages))
+	for _, m := range messages {
+		c, err := parseConnection(m)
 		if err != nil {
-			return nil, fmt.Errorf("cannot list %s connections; this needs CAP_NET_ADMIN and the kernel module nf_conntrack_netlink: %w", fam, err)
+			return nil, fmt.Errorf("cannot list connections: %w", err)
 		}
-		for _, m := range messages {
-			c, err := parseConnection(m)
-			if err != nil {
-				return nil, fmt.Errorf("cannot list %s connections: %w", fam, err)
-			}
-			all = append(all, here.note(c))
-		}
+		all = append(all, here.note(c))
 	}
 	return all, nil
 }
@@ -203,7 +203,7 @@ func (c Connection) cut() error {
 	if c.id.tuple == "" { // without one the kernel would forget all connections
 		return errors.New("it was not read from the kernel")
 	}
-	req := ctRequest(c.family(), nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
+	req := ctRequest(c.domain(), nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
 	req.AddData(nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, []byte(c.id.tuple)))
 	req.AddData(nl.NewRtAttr(nl.CTA_ID, nl.BEUint32Attr(c.id.number)))
 	if c.id.zone != 0 {
@@ -222,13 +222,16 @@ func (c Connection) family() Family {
 	return IPv6
 }
 
-func ctRequest(fam Family, operation, flags int) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
-	af := uint8(unix.AF_INET)
-	if fam == IPv6 {
-		af = unix.AF_INET6
+func (c Connection) domain() uint8 {
+	if c.family() == IPv4 {
+		return unix.AF_INET
 	}
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: af, Version: nl.NFNETLINK_V0})
+	return unix.AF_INET6
+}
+
+func ctRequest(domain uint8, operation, flags int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: domain, Version: nl.NFNETLINK_V0})
 	return req
 }
 

@@ -33,8 +33,13 @@ const (
 
 // ipsetConn speaks ipset's protocol on a socket of its own, for one goroutine.
 // The socket is a file, so that one which is forgotten gets closed.
+//
+// A swift one is for looks in each tick: see rawSend. What its requests may have
+// to wait for is another writer of sets, which is some 10 ms when a set is removed.
 type ipsetConn struct {
 	file     *os.File
+	fd       int // of file
+	swift    bool
 	seq      uint32
 	protocol byte
 	out      ipsetMessage
@@ -49,7 +54,7 @@ func openIpset(size int) (*ipsetConn, error) {
 	if err != nil {
 		return nil, setAccessError{fmt.Errorf("cannot open a netlink socket: %w", err)}
 	}
-	c := &ipsetConn{file: os.NewFile(uintptr(fd), "netlink"), protocol: ipsetProtocolMin, in: make([]byte, size), revision: map[string]byte{}}
+	c := &ipsetConn{file: os.NewFile(uintptr(fd), "netlink"), fd: fd, protocol: ipsetProtocolMin, in: make([]byte, size), revision: map[string]byte{}}
 	tv := unix.NsecToTimeval(ipsetTimeout.Nanoseconds())
 	// Connected to the kernel, it takes no message from anybody else.
 	err = errors.Join(unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
@@ -98,12 +103,12 @@ func (c *ipsetConn) begin(cmd int, flags uint16) {
 // request sends the message and hands on each answer's payload, which is good
 // until each returns, up to the last. It allocates nothing of its own.
 func (c *ipsetConn) request(each func(payload []byte) error) error {
-	if _, err := c.file.Write(c.out.end()); err != nil {
+	if err := c.send(c.out.end()); err != nil {
 		return unwrapPath(err)
 	}
 	var failed error
 	for {
-		n, err := c.file.Read(c.in)
+		n, err := c.receive()
 		if errors.Is(err, unix.EAGAIN) {
 			return fmt.Errorf("no answer from the kernel within %v", ipsetTimeout)
 		}
@@ -130,6 +135,23 @@ func (c *ipsetConn) request(each func(payload []byte) error) error {
 			}
 		}
 	}
+}
+
+func (c *ipsetConn) send(data []byte) error {
+	if c.swift {
+		return rawSend(c.fd, data)
+	}
+	_, err := c.file.Write(data)
+	return err
+}
+
+func (c *ipsetConn) receive() (int, error) {
+	if c.swift {
+		if n, err := rawReceive(c.fd, c.in); !errors.Is(err, unix.EAGAIN) {
+			return n, err
+		}
+	}
+	return c.file.Read(c.in)
 }
 
 // ipsetStatus is the error in an answer that ends a request, nil if it is none.

@@ -11,7 +11,10 @@ import (
 const (
 	// nftReceive is room for one datagram: the kernel's dumps come in pieces of
 	// 32 KiB at most (netlink_dump in net/netlink/af_netlink.c).
-	nftReceive = 64 << 10
+	nftReceive = 40 << 10
+	// nftFirst is room for what mostly comes: a short datagram, and the question
+	// whether there is another.
+	nftFirst = nftReceive + 8<<10
 	// nftBuffers is room for the answers to one request and for the largest batch.
 	nftBuffers = 4 << 20
 )
@@ -24,6 +27,8 @@ type nftSocket struct {
 	in     []byte // received and not yet given back; its memory is used again
 	out    nftWriter
 	unread bool // there may be answers left
+
+	answer [512]byte // to the question for the generation, which each tick asks
 }
 
 func openNftSocket() (*nftSocket, error) {
@@ -76,12 +81,8 @@ func (s *nftSocket) close() error {
 // send sends what has been written. What an earlier request left unread, since
 // it failed midway, is thrown away.
 func (s *nftSocket) send(data []byte) error {
-	for s.unread {
-		_, ok, err := s.receive()
-		if err != nil && !errors.Is(err, unix.ENOBUFS) {
-			return err
-		}
-		s.unread = ok || err != nil
+	if err := s.drain(); err != nil {
+		return err
 	}
 	s.unread = true
 	for {
@@ -92,10 +93,21 @@ func (s *nftSocket) send(data []byte) error {
 	}
 }
 
+func (s *nftSocket) drain() error {
+	for s.unread {
+		_, ok, err := s.receive()
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+		s.unread = ok || err != nil
+	}
+	return nil
+}
+
 // spare is free memory behind what has been received.
 func (s *nftSocket) spare() []byte {
 	if cap(s.in)-len(s.in) < nftReceive {
-		grown := make([]byte, len(s.in), 2*cap(s.in)+2*nftReceive)
+		grown := make([]byte, len(s.in), 2*cap(s.in)+nftFirst)
 		copy(grown, s.in)
 		s.in = grown // what was parsed keeps the old memory
 	}
@@ -259,28 +271,28 @@ func nftRefusal(errno unix.Errno, text string) error {
 	return errno
 }
 
-// generation asks for the number of the rules that are in force. It leaves
-// what has been received alone.
+// generation asks for the number of the rules that are in force, for which the
+// kernel takes no lock (NFNL_CB_RCU). It leaves what has been received alone.
 func (s *nftSocket) generation() (uint32, error) {
 	s.out.reset()
 	s.out.end(s.out.command(unix.NFT_MSG_GETGEN, 0, unix.AF_UNSPEC))
-	if err := s.send(s.out.data); err != nil {
+	err := s.drain()
+	if err == nil {
+		s.unread = true
+		err = rawSend(s.fd, s.out.data)
+	}
+	n := 0
+	if err == nil {
+		n, err = rawReceive(s.fd, s.answer[:])
+	}
+	if err != nil {
 		return 0, fmt.Errorf("cannot ask for the generation of the rules: %w", err)
 	}
-	kept := len(s.in)
-	data, ok, err := s.receive()
-	s.in = s.in[:kept]
-	if err != nil {
-		return 0, err
-	}
-	if !ok {
-		return 0, errors.New("cannot ask for the generation of the rules: the kernel does not answer")
-	}
-	m, _, err := parseNftMessage(data)
-	if err != nil {
-		return 0, err
-	}
 	s.unread = false // there is but one answer
+	m, _, err := parseNftMessage(s.answer[:n])
+	if err != nil {
+		return 0, err
+	}
 	if m.kind == unix.NLMSG_ERROR {
 		errno, _ := m.answer()
 		return 0, fmt.Errorf("cannot ask for the generation of the rules: %w", errno)

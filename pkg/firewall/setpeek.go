@@ -54,6 +54,7 @@ func (p *setPeek) digest() (d Digest, err error) {
 		if p.conn, err = openIpset(ipsetReceiveSmall); err != nil {
 			return 0, err
 		}
+		p.conn.swift = true
 		p.onName, p.onSet = p.name, p.set
 	}
 	p.hash.Reset() // keeps the seed

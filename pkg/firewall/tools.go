@@ -68,7 +68,9 @@ func (r execRunner) start(ctx context.Context, stdin string, path string, args .
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.WaitDelay = outputWait
-	cmd.Stdin = strings.NewReader(stdin)
+	if stdin != "" { // else it costs a pipe and somebody to write to it
+		cmd.Stdin = strings.NewReader(stdin)
+	}
 	cmd.Env = []string{"PATH=" + strings.Join(toolDirs, ":"), "LC_ALL=C"} // PATH: iptables calls modprobe
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

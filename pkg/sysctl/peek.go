@@ -31,6 +31,7 @@ type Peeker struct {
 	want []Setting
 
 	learned bool
+	keys    int      // that were there
 	open    []peeked // each is read by every Peek
 	rest    []peeked // without a descriptor
 	next    int      // of rest
@@ -80,6 +81,7 @@ func (p *Peeker) learn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.keys = len(got.Values)
 	r := resolve(p.want)
 	for _, key := range slices.Sorted(maps.Keys(got.Values)) {
 		want, ok := r.value(key)
@@ -160,12 +162,12 @@ func (p *Peeker) learnDir(dir string) error {
 
 // names is a digest of the names in a directory, in whatever order they come.
 func (p *Peeker) names(fd int) (uint64, error) {
-	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+	if err := rewind(fd); err != nil {
 		return 0, err
 	}
 	var sum uint64
 	for {
-		n, err := unix.Getdents(fd, p.buf)
+		n, err := getdents(fd, p.buf)
 		if err != nil {
 			return 0, err
 		}
@@ -194,6 +196,12 @@ func cutEntry(entries []byte) (name, rest []byte) {
 	}
 	name, _, _ = bytes.Cut(entries[nameAt:length], []byte{0})
 	return name, entries[length:]
+}
+
+// Stale says whether Learn would find something else: Peek does not see a key that
+// was not there. got has been observed just now.
+func (p *Peeker) Stale(ctx context.Context, got Observed) bool {
+	return p.Peek(ctx) || len(got.Values) != p.keys
 }
 
 // Peek says whether a value is not as wanted, or an interface came or went since
@@ -229,7 +237,7 @@ func (p *Peeker) Peek(ctx context.Context) bool {
 }
 
 func (p *Peeker) asWanted(k *peeked, fd int) bool {
-	n, err := unix.Pread(fd, p.buf, 0)
+	n, err := pread(fd, p.buf)
 	if err != nil || n <= 0 {
 		return false
 	}

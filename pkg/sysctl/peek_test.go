@@ -72,6 +72,24 @@ net.ipv4.tcp_syncookies = 1`
 	}
 }
 
+// A key that comes later is none that is read, until Learn has found it.
+func TestPeekerIsStaleAfterANewKey(t *testing.T) {
+	p, root := watched(t, "-net.netfilter.nf_conntrack_max = 1\nnet.ipv4.tcp_syncookies = 1", map[string]string{"net/ipv4/tcp_syncookies": "1\n"})
+	stale := func() bool {
+		got, err := root.observe(t.Context(), p.want)
+		wantNone(t, err)
+		return p.Stale(t.Context(), got)
+	}
+	if stale() {
+		t.Error("nothing has changed")
+	}
+	wantNone(t, os.MkdirAll(filepath.Join(string(root), "net/netfilter"), 0o755))
+	wantNone(t, put("net/netfilter/nf_conntrack_max", "1\n")(string(root)))
+	if p.Peek(t.Context()) || !stale() {
+		t.Error("the new key is to be found by who observes, and by nobody else")
+	}
+}
+
 func put(name, text string) func(string) error {
 	return func(root string) error { return os.WriteFile(filepath.Join(root, name), []byte(text), 0o644) }
 }
