@@ -10,6 +10,9 @@ MAKEFLAGS += --no-builtin-rules
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 # The checkout may belong to another user, which makes Go's own stamping of commits fail; version below stands in.
 export GOFLAGS := $(strip $(filter-out -buildvcs%,$(GOFLAGS)) -buildvcs=false)
+# A program with the race detector sleeps for a second before it exits, in case other threads still race (the default of
+# atexit_sleep_ms, https://go.dev/doc/articles/race_detector#Options). The end-to-end tests start thousands of them.
+export GORACE ?= atexit_sleep_ms=50
 # libseccomp is a C library.
 export CGO_ENABLED := 1
 
