@@ -27,9 +27,10 @@ func (c commit) ours() bool {
 
 // commits are told by the kernel to a socket of the bench's own.
 type commits struct {
-	fd   int
-	seen chan commit
-	lost atomic.Uint64 // more than the socket's buffer held
+	fd    int
+	seen  chan commit
+	lost  atomic.Uint64 // more than the socket's buffer held
+	procs int           // GOMAXPROCS as it was before
 }
 
 const (
@@ -40,6 +41,7 @@ const (
 	receiveWait   = 100_000         // microseconds after which a closed watch is noticed
 	headers       = 16 + 4          // of netlink and nfnetlink
 	watchPriority = 10              // real time: the time stamp is taken when the event comes, not when there is a core
+	watchProcs    = 16              // GOMAXPROCS, for the same: a goroutine that returns from the kernel waits until one is free
 	quiet         = 5 * time.Second // after which a repair is not awaited any longer
 )
 
@@ -61,6 +63,8 @@ func watchCommits(h *testbed.Host) (*commits, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch the commits of %s: %w", h.Name(), err)
 	}
+	c.procs = runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(max(c.procs, watchProcs))
 	go c.receive()
 	return c, nil
 }
@@ -165,4 +169,7 @@ func (c *commits) last(after time.Duration) (commit, error) {
 	}
 }
 
-func (c *commits) close() error { return unix.Close(c.fd) }
+func (c *commits) close() error {
+	runtime.GOMAXPROCS(c.procs)
+	return unix.Close(c.fd)
+}
