@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/internal/control"
 )
 
 const (
@@ -137,6 +139,12 @@ func (a *Agent) CLI(ctx context.Context, args ...string) (Result, error) {
 		return Result{}, fmt.Errorf("cannot run pghardend %s: %w: %s", strings.Join(args, " "), errors.Join(ctx.Err(), err), stderr.String())
 	}
 	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}, nil
+}
+
+// Status asks the daemon itself, as the command would: for who asks again and again, since each command takes a tenth of a
+// second of a CPU with the race detector.
+func (a *Agent) Status(ctx context.Context) (control.Status, error) {
+	return control.NewClient(filepath.Join(a.Dir, "run")).Status(ctx)
 }
 
 // JSON is CLI for a command that prints JSON, which goes into v. The exit code is returned.

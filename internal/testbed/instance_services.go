@@ -101,12 +101,8 @@ func (in *Instance) AwaitAgents(ctx context.Context) error {
 
 // OK returns nil if the agent's status is ok and all of its services are ready.
 func (a *Agent) OK(ctx context.Context) error {
-	var s struct {
-		State    string
-		Reasons  []string
-		Services []struct{ Name, State string }
-	}
-	if _, err := a.JSON(ctx, &s, "status"); err != nil {
+	s, err := a.Status(ctx)
+	if err != nil {
 		return err
 	}
 	if s.State != "ok" {
