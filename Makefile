@@ -27,7 +27,9 @@ GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
 UNIT = $$($(GO) list ./... | grep -v '^$(MODULE)/test/e2e')
 E2E := ./test/e2e/...
 # RUN=TestF28 picks end-to-end tests by name, FUZZTIME=5m is the time for each fuzz target, KEEP=1 leaves the demo's namespaces, PART=idle is one part of bench.
+# PARALLEL is how many of the end-to-end tests that mostly wait run at once, after the others; each needs a third of a core.
 RUN ?=
+PARALLEL ?= 3
 FUZZTIME ?= 20s
 KEEP ?=
 PART ?=
@@ -64,7 +66,7 @@ test-unit: deps-unit ## unit tests with the race detector, then the coverage of 
 
 test-e2e: root deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
 	@mkdir -p build
-	$(GO) test -race -count=1 -timeout 80m -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
+	$(GO) test -race -count=1 -timeout 60m -parallel $(PARALLEL) -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
 
 lint: deps-build $(GOLANGCI) ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }

@@ -29,7 +29,7 @@ func newAttack(t *testing.T, backend string) *attack {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), sliceTimeout)
 	t.Cleanup(cancel)
-	bed, err := testbed.New(ctx, "attack", []testbed.HostSpec{
+	bed, err := testbed.New(ctx, bedName("attack"), []testbed.HostSpec{
 		{Name: "pg-0", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
 		{Name: "pool-0", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}},
 		{Name: "sibling", Addresses: []string{"10.20.1.66/24", "fd00:20:1::66/64"}},
@@ -276,7 +276,8 @@ func (a *attack) reverseShell(to netip.Addr) (heard string, err error) {
 // A36, by netfilter alone: the shell starts, since no layer denies that yet, and
 // its connection to another tenant gets nowhere.
 func TestA36_ReverseShellGetsNowhere(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		a := startAttack(t, backend)
 		stopped := func() {
 			t.Helper()
@@ -310,7 +311,8 @@ func TestA36_ReverseShellGetsNowhere(t *testing.T) {
 // A47 from inside the database: neither a program of the server's user nor the
 // server itself reaches the metadata service, which root on the node does.
 func TestA47_MetadataFromPostgres(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		a := startAttack(t, backend)
 		list := []target{{a.metadata, "tcp", 80}, {a.metadata, "tcp", 443}, {a.metadata, "tcp", 53}, {a.metadata, "udp", 53}, {a.metadata, "udp", 80}}
 		a.serve(list)
@@ -352,7 +354,8 @@ func TestA47_MetadataFromPostgres(t *testing.T) {
 // or to somebody else's resolver, nor to a peer or the control plane where no row
 // says so. The instance's own resolver is reached.
 func TestA48_OtherTenantFromPostgres(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		a := startAttack(t, backend)
 		var others []target
 		for _, port := range []uint16{22, 53, 443, 5432, 9999, 31337} {

@@ -17,6 +17,7 @@ import (
 // Modes and owners with the daemon running and a PostgreSQL under it: what was
 // changed is put back within two looks, and PostgreSQL does not notice.
 func TestSliceFileDrift(t *testing.T) {
+	t.Parallel()
 	s := startSlice(t, "nft")
 	pid, err := s.cluster.PID()
 	must(t, err)
@@ -30,20 +31,21 @@ func TestSliceFileDrift(t *testing.T) {
 		event  string
 		mode   uint32
 		uid    int
+		frozen bool // two changes, between which nothing may be put back
 	}{
-		{"data directory opened", data, chmod(0o777), "data directory of service postgres " + data + ": has mode 0777, want 0700", 0o700, uid},
-		{"data directory given away", data, chown(0), fmt.Sprintf("data directory of service postgres %s: belongs to uid 0, want uid %d", data, uid), 0o700, uid},
-		{"data directory given away and opened", data, both(chown(1), chmod(0o755)), fmt.Sprintf("belongs to uid 1, want uid %d", uid), 0o700, uid},
-		{"configuration", s.agent.ConfigPath, chmod(0o666), "configuration " + s.agent.ConfigPath + ": has mode 0666, want 0644", 0o644, 0},
-		{"configuration given away", s.agent.ConfigPath, chown(uid), fmt.Sprintf("belongs to uid %d, want uid 0", uid), 0o644, 0},
-		{"peer list", s.agent.PeersPath, chmod(0o620), "peer list " + s.agent.PeersPath + ": has mode 0620, want 0600", 0o600, 0},
-		{"directory of the configuration", etc, chmod(0o733), "directory of the configuration " + etc + ": has mode 0733, want 0711", 0o711, 0},
-		{"runtime_dir", filepath.Join(s.agent.Dir, "run"), chmod(0o777), "runtime_dir", 0o755, 0},
-		{"state_dir", filepath.Join(s.agent.Dir, "state"), chown(uid), "state_dir", 0o700, 0},
+		{"data directory opened", data, chmod(0o777), "data directory of service postgres " + data + ": has mode 0777, want 0700", 0o700, uid, false},
+		{"data directory given away", data, chown(0), fmt.Sprintf("data directory of service postgres %s: belongs to uid 0, want uid %d", data, uid), 0o700, uid, false},
+		{"data directory given away and opened", data, both(chown(1), chmod(0o755)), fmt.Sprintf("belongs to uid 1, want uid %d", uid), 0o700, uid, true},
+		{"configuration", s.agent.ConfigPath, chmod(0o666), "configuration " + s.agent.ConfigPath + ": has mode 0666, want 0644", 0o644, 0, false},
+		{"configuration given away", s.agent.ConfigPath, chown(uid), fmt.Sprintf("belongs to uid %d, want uid 0", uid), 0o644, 0, false},
+		{"peer list", s.agent.PeersPath, chmod(0o620), "peer list " + s.agent.PeersPath + ": has mode 0620, want 0600", 0o600, 0, false},
+		{"directory of the configuration", etc, chmod(0o733), "directory of the configuration " + etc + ": has mode 0733, want 0711", 0o711, 0, false},
+		{"runtime_dir", filepath.Join(s.agent.Dir, "run"), chmod(0o777), "runtime_dir", 0o755, 0, false},
+		{"state_dir", filepath.Join(s.agent.Dir, "state"), chown(uid), "state_dir", 0o700, 0, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := time.Now()
-			must(t, row.change(row.path))
+			s.whileFrozen(row.frozen, func() { must(t, row.change(row.path)) })
 			d := s.awaitRestored(before, row.event)
 			t.Logf("%s: put back at most %.0f ms after it was last seen right", row.name, d.OpenMS)
 			var st unix.Stat_t

@@ -21,6 +21,7 @@ import (
 // Live processes of a real PostgreSQL: limits and OOM scores are put back, what
 // only a restart could is reported, and the children's own scores are theirs.
 func TestSliceProcessDrift(t *testing.T) {
+	t.Parallel()
 	s := newSlice(t, "nft", nil)
 	score := 100
 	service := s.cfg.Services["postgres"]
@@ -28,6 +29,7 @@ func TestSliceProcessDrift(t *testing.T) {
 	s.cfg.Services["postgres"] = service
 	must(t, s.agent.WriteConfig(s.cfg))
 	s.start()
+	s.settled("the start")
 	pid, err := s.cluster.PID()
 	must(t, err)
 	pids, err := launch.Tree(s.ctx, pid)

@@ -21,8 +21,9 @@ func (s *slice) withRow(on bool) testbed.AgentConfig {
 // the read, the write and the look after it. Nothing is ever half written, and in
 // the end all of it is.
 func TestF10_RestoreUnderTheDaemon(t *testing.T) {
+	t.Parallel()
 	const sometimes = `F=/run/fault.${REAL##*/}; N=$(cat $F 2>/dev/null || echo 3); [ "$N" -le 0 ] || echo $((N-1)) >$F; `
-	eachHold(t, func(t *testing.T, s *slice) {
+	eachHoldAtOnce(t, func(t *testing.T, s *slice) {
 		s.standIns()
 		on := false
 		for _, row := range []struct {
@@ -68,7 +69,8 @@ func TestF10_RestoreUnderTheDaemon(t *testing.T) {
 // F11: commands are missing, or of the wrong version, when the daemon starts. It
 // says so, keeps what it can, and leaves the rules that are there in force.
 func TestF11_CommandsAtTheStart(t *testing.T) {
-	eachHold(t, func(t *testing.T, s *slice) {
+	t.Parallel()
+	eachHoldAtOnce(t, func(t *testing.T, s *slice) {
 		s.standIns()
 		before := s.rules()
 		stop := func() {
@@ -119,7 +121,8 @@ func TestF11_CommandsAtTheStart(t *testing.T) {
 // them goes on: sets, and with the nft backend the rules as well. Nothing is torn
 // down, and the end of it is noticed.
 func TestF11_CommandsWhileRunning(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		conn := s.systemd()
 		s.startHold()
@@ -184,7 +187,8 @@ func (s *slice) chainIsBackWithoutACommand() {
 // writes its journal there. Drift is put back as always; what could not be written
 // down is, in order, when there is room.
 func TestF22_JournalUnderTheDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		state := filepath.Join(s.agent.Dir, "state")
 		run(t, s.node, "mkdir -m 700 "+state+" && mount -t tmpfs -o size=256k,mode=700 none "+state)

@@ -26,7 +26,8 @@ const year = 365 * 24 * time.Hour
 // from last year count as others do, openings of another year are over, and the
 // journal goes on in its order.
 func TestF21_ClockUnderTheDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, stranger := newHold(t, backend)
 		s.startHold()
 		for i, jump := range []time.Duration{year, -year} {
@@ -85,7 +86,8 @@ func TestF21_ClockUnderTheDaemon(t *testing.T) {
 // hang do not keep the sign of life back is part of F11.) Its rules stay, and the
 // next daemon finds them.
 func TestF24_HangsUnderTheDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		conn := s.systemd("WATCHDOG_USEC=4000000") // a message each second
 		s.startHold()
@@ -165,7 +167,8 @@ func hearsNothing(t *testing.T, conn *net.UnixConn, length time.Duration) bool {
 // F25: nobody reads the log, systemd takes no message, the control socket is full
 // of connections that say nothing, and then gone. Rules are kept all the same.
 func TestF25_NobodyListensToTheDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		conn := s.systemd("WATCHDOG_USEC=4000000")
 		stuff(t, conn.LocalAddr().String())

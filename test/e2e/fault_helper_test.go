@@ -192,6 +192,15 @@ func eachHold(t *testing.T, f func(t *testing.T, s *slice)) {
 	})
 }
 
+// eachHoldAtOnce is eachHold for tests that mostly wait.
+func eachHoldAtOnce(t *testing.T, f func(t *testing.T, s *slice)) {
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
+		s, _ := newHold(t, backend)
+		s.startHold()
+		f(t, s)
+	})
+}
+
 // holds says whether a command in the node says yes.
 func (s *slice) holds(line string) bool {
 	_, err := s.node.Run(s.ctx, "sh", "-c", line)

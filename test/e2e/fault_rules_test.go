@@ -17,7 +17,8 @@ import (
 // F5: whatever the policies of the built-in chains are, the same packets pass, and
 // they are left as somebody else wants them.
 func TestF05_PolicyChangedUnderTheDaemon(t *testing.T) {
-	eachHold(t, func(t *testing.T, s *slice) {
+	t.Parallel()
+	eachHoldAtOnce(t, func(t *testing.T, s *slice) {
 		before := time.Now()
 		for _, policy := range []string{"DROP", "ACCEPT"} {
 			s.tool(fmt.Sprintf("for I in $I4 $I6; do for C in INPUT OUTPUT FORWARD; do $I -P $C %s; done; done", policy))
@@ -39,9 +40,10 @@ func TestF05_PolicyChangedUnderTheDaemon(t *testing.T) {
 // runs. Theirs are what they would be without us, as another host shows that has
 // only them, and ours stay in force.
 func TestF07_OtherToolsUnderTheDaemon(t *testing.T) {
+	t.Parallel()
 	dir, err := filepath.Abs("testdata/tools")
 	must(t, err)
-	eachBackend(t, func(t *testing.T, backend string) {
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, alone := newHold(t, backend)
 		s.startHold()
 		firewalld := "iptables"
@@ -108,7 +110,8 @@ func TestF07_OtherToolsUnderTheDaemon(t *testing.T) {
 // F8: status tells of rules in the backend that is not in use; ours stay in force.
 // If they make ours lie, it is degraded.
 func TestF08_OtherBackendUnderTheDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		other := "legacy"
 		if backend == other {
@@ -152,7 +155,8 @@ func TestF08_OtherBackendUnderTheDaemon(t *testing.T) {
 // said, and tried again; what is in force stays, sets are kept all the same, and
 // the end of the lock is the end of it. The nft backend has no lock.
 func TestF09_LockHeldUnderTheDaemon(t *testing.T) {
-	eachHold(t, func(t *testing.T, s *slice) {
+	t.Parallel()
+	eachHoldAtOnce(t, func(t *testing.T, s *slice) {
 		release := s.holdLock()
 		began := time.Now()
 		s.tool("XTABLES_LOCKFILE=/run/another.lock $I4 -F PGHARDEND-OUT")

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -36,8 +35,6 @@ type fwBed struct {
 	want                   firewall.Ruleset
 }
 
-var fwBedNumber atomic.Int32
-
 // fwBackends runs f once for each backend, each time in a fresh bed.
 func fwBackends(t *testing.T, f func(t *testing.T, b *fwBed)) {
 	for _, backend := range []string{firewall.BackendNFT, firewall.BackendLegacy} {
@@ -50,7 +47,7 @@ func fwNew(t testing.TB, backend string, more ...testbed.HostSpec) *fwBed {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test needs root: it makes network namespaces")
 	}
-	bed, err := testbed.New(t.Context(), fmt.Sprintf("fw-%d", fwBedNumber.Add(1)), append([]testbed.HostSpec{
+	bed, err := testbed.New(t.Context(), bedName("fw"), append([]testbed.HostSpec{
 		{Name: "node", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
 		{Name: "peer", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}},
 		{Name: "standby", Addresses: []string{"10.20.1.11/24", "fd00:20:1::11/64"}},

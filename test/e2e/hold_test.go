@@ -27,7 +27,7 @@ func newHold(t *testing.T, backend string) (s *slice, stranger *testbed.Host) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), sliceTimeout)
 	t.Cleanup(cancel)
-	bed, err := testbed.New(ctx, "hold", []testbed.HostSpec{
+	bed, err := testbed.New(ctx, bedName("hold"), []testbed.HostSpec{
 		{Name: "pg-0", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
 		{Name: "sibling", Addresses: []string{"10.20.1.66/24", "fd00:20:1::66/64"}},
 		{Name: "control", Addresses: []string{"10.0.0.5/24", "fd00:10::5/64"}},
@@ -106,7 +106,8 @@ func (s *slice) open(from string) control.Opening {
 }
 
 func TestOpening(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, stranger := newHold(t, backend)
 		s.startHold()
 		s.reaches(stranger, false, holdPort, testbed.NoAnswer)
@@ -204,6 +205,7 @@ func (s *slice) lockOut() testbed.Peers {
 }
 
 func TestConfirmWithDaemon(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	s.startHold()
 	s.reaches(s.control, false, 22, testbed.Open)
@@ -266,7 +268,8 @@ func (s *slice) ends(done chan error, said *strings.Builder, code string, words 
 }
 
 func TestConfirmWithoutDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, stranger := newHold(t, backend)
 
 		// The first rules of all give way to none.

@@ -56,6 +56,7 @@ func mustText(t *testing.T, p testbed.Peers) string {
 // F19: whatever an attacker could put in the way of a name is refused and named;
 // the last good state stays, and nothing waits for a FIFO.
 func TestF19_SwappedInput(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	s.startHold()
 	evil := mustText(t, s.withDNS("10.66.66.66/32"))
@@ -131,6 +132,7 @@ func TestF19_SwappedInput(t *testing.T) {
 
 // F19: nor does what the daemon keeps for itself lead anywhere else, be it read or written.
 func TestF19_SwappedState(t *testing.T) {
+	t.Parallel()
 	s, stranger := newHold(t, "nft")
 	s.startHold()
 	state := filepath.Join(s.agent.Dir, "state")
@@ -181,6 +183,7 @@ func TestF19_SwappedState(t *testing.T) {
 
 // F20: names are resolved neither at the start nor later, and are refused in the files.
 func TestF20_NothingIsResolved(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	run(t, s.node, `nft 'add table inet watch; add chain inet watch out { type filter hook output priority -400; };
 		add rule inet watch out udp dport {53, 5353, 5355} counter; add rule inet watch out tcp dport {53, 853} counter'`)
@@ -234,6 +237,7 @@ func TestF20_NothingIsResolved(t *testing.T) {
 // F22: with a state_dir that is full or read-only all is enforced as before, and
 // status says what cannot be kept; it is kept as soon as it can be.
 func TestF22_StateDirFullOrReadOnly(t *testing.T) {
+	t.Parallel()
 	s, stranger := newHold(t, "nft")
 	state := filepath.Join(s.agent.Dir, "state")
 	run(t, s.node, "mkdir -m 700 "+state+" && mount -t tmpfs -o size=256k,mode=700 none "+state)
@@ -287,7 +291,8 @@ func TestF22_StateDirFullOrReadOnly(t *testing.T) {
 // F17: the daemon takes over the rules and sets that the version before has
 // written, and takes them back after a downgrade of the rules.
 func TestF17_DaemonOverPreviousRules(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		dir, err := filepath.Abs("testdata/previous")
 		must(t, err)

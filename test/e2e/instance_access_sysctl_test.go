@@ -46,6 +46,7 @@ func (s *slice) spoil(keys map[string]string) (words []string) {
 // Every key that drifts is put back by the daemon and is in the event; what the
 // configuration leaves to others is not touched.
 func TestSysctlsThroughTheDaemon(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	if s.sysctl("net.ipv4.conf.eth0.rp_filter") != "0" {
 		t.Fatal("the host is hardened already; the test proves nothing")

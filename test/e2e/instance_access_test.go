@@ -76,8 +76,9 @@ func (s *slice) kernelTimes() map[string]int {
 // An opening that ends takes with it the connections that only it allowed, and
 // no others; a restart of the daemon neither prolongs nor forgets it.
 func TestOpeningEndsWithItsConnections(t *testing.T) {
+	t.Parallel()
 	const given = 15 * time.Second
-	eachBackend(t, func(t *testing.T, backend string) {
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, stranger := newHold(t, backend)
 		s.startHold()
 		code, err := s.agent.Stop(s.ctx)
@@ -148,6 +149,7 @@ func TestOpeningEndsWithItsConnections(t *testing.T) {
 
 // What is no opening is refused with the reason, and changes nothing.
 func TestOpeningRefused(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	good := map[string]string{"--from": "192.0.2.7", "--port": "8444", "--for": "1m", "--reason": "x"}
 	args := func(change map[string]string) []string {
@@ -213,7 +215,8 @@ func TestOpeningRefused(t *testing.T) {
 
 // An operator whose own session falls to the change gets it back with the state before.
 func TestConfirmSessionComesBack(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s, _ := newHold(t, backend)
 		s.startHold()
 		var sessions []net.Conn
@@ -244,6 +247,7 @@ func TestConfirmSessionComesBack(t *testing.T) {
 // waits has been killed: who comes next puts the state before back, and takes
 // the files again once they change.
 func TestConfirmTimePassesUnattended(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	good := s.cfg.Peers
 	pass := func(until time.Time) {
@@ -373,6 +377,7 @@ func (s *slice) byRenameInto(cfg testbed.AgentConfig) {
 // No change of a file alone keeps the operators out, however it gets there; who
 // means it says so.
 func TestLockOutByFileIsRefused(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	s.startHold()
 	refused := func(t *testing.T) {
@@ -438,6 +443,7 @@ func TestLockOutByFileIsRefused(t *testing.T) {
 
 // The very first files of a node must let the operators in, too.
 func TestLockOutAtFirstStart(t *testing.T) {
+	t.Parallel()
 	s, _ := newHold(t, "nft")
 	for _, row := range lockOuts {
 		s.byRename(row.cfg(s.cfg))
@@ -456,7 +462,8 @@ func TestLockOutAtFirstStart(t *testing.T) {
 // shared subnets, link-local addresses included, and the metadata service. The
 // host's own firewall has the last word on all else, and no say in that.
 func TestScopeSiblings(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		a := newAttack(t, backend)
 		a.cfg.Scope = "siblings"
 		ports := []uint16{80, 5432, 8008, 8009}

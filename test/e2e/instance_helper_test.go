@@ -24,6 +24,7 @@ func startInstance(t *testing.T, spec testbed.InstanceSpec) *instance {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), instanceTimeout)
 	t.Cleanup(cancel)
+	spec.Name = bedName(spec.Name)
 	in, err := testbed.NewInstance(ctx, spec)
 	must(t, err)
 	t.Cleanup(func() { must(t, in.Close()) })

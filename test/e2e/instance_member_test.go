@@ -244,9 +244,8 @@ func memberHalfWritten(m *member) {
 func (in *instance) awaitStatus(a *testbed.Agent, what, state string, words ...string) control.Status {
 	in.t.Helper()
 	var st control.Status
-	must(in.t, a.Await(in.soon(), what, func(ctx context.Context) error {
-		st = control.Status{}
-		if _, err := a.JSON(ctx, &st, "status"); err != nil {
+	must(in.t, a.Await(in.soon(), what, func(ctx context.Context) (err error) {
+		if st, err = a.Status(ctx); err != nil {
 			return err
 		}
 		if reasons := strings.Join(st.Reasons, "\n"); st.State != state || !containsAll(reasons, words) {
@@ -260,7 +259,8 @@ func (in *instance) awaitStatus(a *testbed.Agent, what, state string, words ...s
 // The daemon ends what a removed peer still has open, be it to the node or from it, by the list of this node alone: the
 // peers themselves do not know of it yet. Others' connections lose nothing.
 func TestF12_RemovedPeerIsCutByTheDaemon(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		in := startInstance(t, testbed.InstanceSpec{Name: "removed", Backend: backend})
 		node, kept, gone := in.Host("pg-0"), []*ctTraffic{}, []*ctTraffic{}
 		for _, fam := range firewall.Families {
@@ -314,7 +314,8 @@ func (in *instance) wantCut(st control.Status, c *ctTraffic) {
 // A suspicious list changes no rule and no set, is named with file and line, and is gone without a trace when the good one
 // is back. --force accepts what could be meant, and nothing that cannot be.
 func TestInstanceSuspiciousLists(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		in := startInstance(t, testbed.InstanceSpec{Name: "suspicious", Backend: backend, Interval: "200ms", Networks: map[string][]string{
 			"applications": {"10.50.0.0/24", "10.51.0.0/24", "10.52.0.0/24", "10.53.0.0/24", "fd00:50::/64"},
 		}})

@@ -31,7 +31,7 @@ type mtBed struct {
 
 func mtNew(t *testing.T, backend string) *mtBed {
 	t.Helper()
-	bed, err := testbed.New(t.Context(), "metrics", []testbed.HostSpec{
+	bed, err := testbed.New(t.Context(), bedName("metrics"), []testbed.HostSpec{
 		{Name: "pg-0", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
 		{Name: "sibling", Addresses: []string{"10.20.1.66/24", "fd00:20:1::66/64"}},
 	})

@@ -21,6 +21,7 @@ import (
 // What the daemon keeps beside rules and sets: limits that follow the server,
 // sysctls, connections.
 func TestNodeResources(t *testing.T) {
+	t.Parallel()
 	s := newSlice(t, "nft", map[string]string{"max_connections": "37", "max_wal_senders": "5"})
 	s.start()
 	t.Run("limits follow the server", func(t *testing.T) { nodeLimits(t, s) })

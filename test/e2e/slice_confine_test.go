@@ -215,6 +215,7 @@ func environmentFaults(pid int) []string {
 
 // A service that is stopped and started by its commands, and by the daemon after a crash.
 func TestSliceStopStart(t *testing.T) {
+	t.Parallel()
 	s := startSlice(t, "nft")
 	first, err := s.cluster.PID()
 	must(t, err)

@@ -83,6 +83,7 @@ func TestF16DaemonKilled(t *testing.T) {
 
 // A postmaster that dies is started again; one that somebody stops is not.
 func TestSliceCrashOfService(t *testing.T) {
+	t.Parallel()
 	s := startSlice(t, "nft")
 	pid, err := s.cluster.PID()
 	must(t, err)
@@ -101,6 +102,7 @@ func TestSliceCrashOfService(t *testing.T) {
 // PostgreSQL waits for the rules, and so does READY: while the rules cannot be
 // written, neither comes.
 func TestSliceStartsAfterRules(t *testing.T) {
+	t.Parallel()
 	s := newSlice(t, "nft", nil)
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -156,6 +158,7 @@ func awaitNotified(t *testing.T, conn *net.UnixConn, words, forbidden string) {
 // SIGHUP reads the files now: the loop would look again only after a minute,
 // the wait below ends after 15 seconds.
 func TestSliceHangupReads(t *testing.T) {
+	t.Parallel()
 	s := newSlice(t, "nft", nil)
 	s.cfg.Interval = "60s"
 	must(t, s.agent.WriteConfig(s.cfg))

@@ -13,7 +13,8 @@ import (
 // put back, what is foreign stays, and an event says so. The rows' finer cases
 // are in firewall_drift_test.go.
 func TestSliceDrift(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s := startSlice(t, backend)
 		ipt := func(lines ...string) {
 			t.Helper()
@@ -129,6 +130,7 @@ func planExitCodes(t *testing.T, s *slice, ipt func(...string)) {
 
 // TestF23: the second daemon ends with its own code and changes nothing.
 func TestF23SecondDaemon(t *testing.T) {
+	t.Parallel()
 	s := startSlice(t, "nft")
 	pid, err := s.cluster.PID()
 	must(t, err)
@@ -143,7 +145,8 @@ func TestF23SecondDaemon(t *testing.T) {
 
 // Teardown leaves foreign rules and sets byte for byte, and nothing of ours.
 func TestSliceTeardown(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s := newSlice(t, backend, nil)
 		ipt, ip6t := "iptables-"+backend, "ip6tables-"+backend
 		run(t, s.node, ipt+" -N DOCKER; "+ipt+" -A FORWARD -j DOCKER; "+ipt+" -A INPUT -p tcp --dport 80 -j ACCEPT; "+

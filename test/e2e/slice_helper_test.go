@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os/user"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,12 +41,25 @@ func eachBackend(t *testing.T, f func(t *testing.T, backend string)) {
 	}
 }
 
+// eachBackendAtOnce is eachBackend for tests that mostly wait, and whose claims bear that others run meanwhile.
+func eachBackendAtOnce(t *testing.T, f func(t *testing.T, backend string)) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		t.Parallel()
+		f(t, backend)
+	})
+}
+
+var bedNumber atomic.Int32
+
+// bedName is a name for a bed that no other has that is open at the same time.
+func bedName(kind string) string { return fmt.Sprintf("%s-%d", kind, bedNumber.Add(1)) }
+
 // newSlice makes the bed and the agent's files; nothing runs yet.
 func newSlice(t *testing.T, backend string, settings map[string]string) *slice {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), sliceTimeout)
 	t.Cleanup(cancel)
-	bed, err := testbed.New(ctx, "slice", []testbed.HostSpec{
+	bed, err := testbed.New(ctx, bedName("slice"), []testbed.HostSpec{
 		{Name: "pg-0", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}},
 		{Name: "pool-0", Addresses: []string{"10.20.1.20/24", "fd00:20:1::20/64"}},
 		{Name: "sibling", Addresses: []string{"10.20.1.66/24", "fd00:20:1::66/64"}},
@@ -74,11 +88,13 @@ func newSlice(t *testing.T, backend string, settings map[string]string) *slice {
 	return s
 }
 
-// startSlice also starts the daemon and waits until PostgreSQL is ready.
+// startSlice also starts the daemon and waits until PostgreSQL is ready, and what it says of its size in the rules: what
+// differs from then on is drift, and no change.
 func startSlice(t *testing.T, backend string) *slice {
 	t.Helper()
 	s := newSlice(t, backend, nil)
 	s.start()
+	s.settled("the start")
 	return s
 }
 
@@ -104,9 +120,8 @@ func (s *slice) awaitStatus(what string, check func(control.Status) error) contr
 	var st control.Status
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
-	must(s.t, s.agent.Await(ctx, what, func(ctx context.Context) error {
-		st = control.Status{}
-		if _, err := s.agent.JSON(ctx, &st, "status"); err != nil {
+	must(s.t, s.agent.Await(ctx, what, func(ctx context.Context) (err error) {
+		if st, err = s.agent.Status(ctx); err != nil {
 			return err
 		}
 		return check(st)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"net/netip"
+	"sync"
 	"testing"
 
 	"github.com/pghardend/pghardend/internal/testbed"
@@ -90,26 +91,30 @@ func siblingOut(t *testing.T, s *slice) {
 
 // otherPorts: a peer has its flow and nothing else; the control plane has ssh.
 func otherPorts(t *testing.T, s *slice) {
+	var wg sync.WaitGroup
+	reaches := func(from *testbed.Host, to netip.AddrPort, want testbed.Verdict) {
+		wg.Go(func() {
+			if v, err := from.Connect(s.ctx, to); err != nil || v != want {
+				t.Errorf("%s to %s: %s %v; want %s", from.Name(), to, v, err, want)
+			}
+		})
+	}
 	for _, at := range families(s.node) {
 		for _, port := range []uint16{22, 8008, 9999} {
-			server, err := s.node.ServeTCP(s.ctx, netip.AddrPortFrom(at, port))
+			to := netip.AddrPortFrom(at, port)
+			server, err := s.node.ServeTCP(s.ctx, to)
 			must(t, err)
-			if v, err := s.peer.Connect(s.ctx, netip.AddrPortFrom(at, port)); err != nil || v != testbed.NoAnswer {
-				t.Errorf("peer to port %d of %s: %s %v; want no answer", port, at, v, err)
-			}
+			defer func() { must(t, server.Close()) }()
+			reaches(s.peer, to, testbed.NoAnswer)
 			want := testbed.NoAnswer
 			if port == 22 {
 				want = testbed.Open
 			}
-			if v, err := s.control.Connect(s.ctx, netip.AddrPortFrom(at, port)); err != nil || v != want {
-				t.Errorf("control plane to port %d of %s: %s %v; want %s", port, at, v, err, want)
-			}
-			must(t, server.Close())
+			reaches(s.control, to, want)
 		}
-		if v, err := s.control.Connect(s.ctx, netip.AddrPortFrom(at, 5432)); err != nil || v != testbed.NoAnswer {
-			t.Errorf("control plane to port 5432 of %s: %s %v; want no answer", at, v, err)
-		}
+		reaches(s.control, netip.AddrPortFrom(at, 5432), testbed.NoAnswer)
 	}
+	wg.Wait()
 }
 
 const floodSize = 1000
