@@ -120,8 +120,9 @@ func (s *slice) awaitStatus(what string, check func(control.Status) error) contr
 	var st control.Status
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
-	must(s.t, s.agent.Await(ctx, what, func(ctx context.Context) (err error) {
-		if st, err = s.agent.Status(ctx); err != nil {
+	must(s.t, s.agent.Await(ctx, what, func(ctx context.Context) error {
+		st = control.Status{}
+		if _, err := s.agent.JSON(ctx, &st, "status"); err != nil {
 			return err
 		}
 		return check(st)
