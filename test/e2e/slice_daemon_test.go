@@ -223,14 +223,21 @@ func TestF13F18BadChange(t *testing.T) {
 		})
 	}
 	t.Run("F18 wrong mode", func(t *testing.T) {
-		must(t, os.Chmod(s.agent.ConfigPath, 0o666))
+		before := time.Now()
+		must(t, os.Chmod(s.agent.ConfigPath, 0o666)) // of what is known to be right: it is put back
+		s.awaitRestored(before, filepath.Base(s.agent.ConfigPath), "0666")
+		fi, err := os.Stat(s.agent.ConfigPath)
+		if must(t, err); fi.Mode().Perm()&0o022 != 0 {
+			t.Errorf("the mode is %o", fi.Mode().Perm())
+		}
+		run(t, s.node, fmt.Sprintf("cd %s; cp %s new; echo '# by somebody' >> new; chmod 666 new; mv new %[2]s", filepath.Dir(s.agent.ConfigPath), s.agent.ConfigPath))
 		s.awaitStatus("degraded", func(st control.Status) error {
 			if st.State != control.StateDegraded || !strings.Contains(strings.Join(st.Reasons, " "), "chmod") {
 				return fmt.Errorf("%s %q", st.State, st.Reasons)
 			}
 			return nil
 		})
-		must(t, os.Chmod(s.agent.ConfigPath, 0o600))
+		must(t, testbed.WriteFile(s.agent.ConfigPath, string(goodConfig)))
 		s.awaitOK()
 	})
 	t.Run("F18 bad at boot", func(t *testing.T) {
