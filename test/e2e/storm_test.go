@@ -111,8 +111,6 @@ func newStorm(t *testing.T, backend string) *storm {
 		Networks: map[string][]string{"control_plane": {"10.0.0.0/24", "fd00:10::/64"}},
 	}})
 	must(t, err)
-	// With the race detector's own second at the end of each command: what a burst held back is over before the next one.
-	s.agent.Env = append(s.agent.Env, "GORACE=atexit_sleep_ms=1000")
 	for _, tool := range stormTool {
 		run(t, s.node, tool+"-"+backend+" -P INPUT ACCEPT") // makes the table
 	}
