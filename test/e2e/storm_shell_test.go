@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,111 +56,6 @@ func (sh *stormShell) run(e *stormEdit) error {
 		}
 		e.said += line
 	}
-}
-
-// stormCommit is a change of the node's nf_tables rules.
-type stormCommit struct {
-	at      time.Time
-	port    int // the committer's pid
-	command string
-}
-
-// stormCommits hears of them. A thread with real-time priority takes the time, as soon as the kernel tells.
-type stormCommits struct {
-	stop atomic.Bool
-	lost atomic.Int64
-	done chan struct{}
-	list []stormCommit // to be read when done is closed
-}
-
-const (
-	stormCommitType = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
-	stormHeaders    = unix.NLMSG_HDRLEN + 4 // of netlink and nfnetlink
-	stormPriority   = 10
-
-	// stormProcs is GOMAXPROCS, more than the floods and what counts them keep busy: a goroutine that returns from the kernel
-	// goes on, and takes the time, when one is free, whatever the priority of its thread.
-	stormProcs = 16
-)
-
-func (s *storm) commits(t *testing.T) *stormCommits {
-	t.Helper()
-	procs := runtime.GOMAXPROCS(0)
-	runtime.GOMAXPROCS(max(procs, stormProcs))
-	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
-	c := &stormCommits{done: make(chan struct{})}
-	var fd int
-	must(t, s.node.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-		if err != nil {
-			return err
-		}
-		return errors.Join(
-			unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
-			unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, 7), // NFNLGRP_NFTABLES
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}))
-	}))
-	go c.receive(fd)
-	return c
-}
-
-func (c *stormCommits) receive(fd int) {
-	runtime.LockOSThread() // and never unlocked: the thread ends with its priority
-	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: stormPriority}, 0)
-	defer close(c.done)
-	defer unix.Close(fd)
-	buf := make([]byte, 1<<16)
-	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
-		at := time.Now()
-		switch {
-		case errors.Is(err, unix.EAGAIN) && c.stop.Load():
-			return
-		case errors.Is(err, unix.ENOBUFS):
-			c.lost.Add(1)
-		case err == nil:
-			c.parse(buf[:n], at)
-		}
-	}
-}
-
-func (c *stormCommits) parse(data []byte, at time.Time) {
-	for len(data) >= stormHeaders {
-		size := int(binary.NativeEndian.Uint32(data))
-		if size < stormHeaders || size > len(data) {
-			return
-		}
-		if binary.NativeEndian.Uint16(data[4:]) == stormCommitType {
-			c.list = append(c.list, stormCommit{at, int(binary.NativeEndian.Uint32(data[12:])), stormCommitter(data[stormHeaders:size])})
-		}
-		data = data[min((size+3)&^3, len(data)):]
-	}
-}
-
-// stormCommitter is the attribute NFTA_GEN_PROC_NAME.
-func stormCommitter(attrs []byte) string {
-	for len(attrs) >= 4 {
-		size := int(binary.NativeEndian.Uint16(attrs))
-		if size < 4 || size > len(attrs) {
-			return ""
-		}
-		if binary.NativeEndian.Uint16(attrs[2:]) == 3 {
-			return strings.TrimRight(string(attrs[4:size]), "\x00")
-		}
-		attrs = attrs[min((size+3)&^3, len(attrs)):]
-	}
-	return ""
-}
-
-// end returns what was heard.
-func (c *stormCommits) end() ([]stormCommit, error) {
-	c.stop.Store(true)
-	<-c.done
-	if n := c.lost.Load(); n > 0 {
-		return nil, fmt.Errorf("notifications were lost %d times", n)
-	}
-	return c.list, nil
 }
 
 // stormArrivals records when packets of the floods that got past the node's rules had come to it: the kernel's time stamp

@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "test/e2e makes namespaces: run it as root")
 		os.Exit(1)
 	}
+	if os.Getenv(stormObserverEnv) != "" {
+		os.Exit(observeStorm())
+	}
 	if name := os.Getenv(helperEnv); name != "" {
 		os.Exit(testbed.Main(func(ctx context.Context) int { return ownBed(ctx, name) }))
 	}
