@@ -199,6 +199,27 @@ func TestHarmlessAlarmIsNotBlamed(t *testing.T) {
 	})
 }
 
+// unannounced is what no alarm tells of.
+type unannounced struct{ diff }
+
+func (unannounced) Announced() bool { return false }
+
+// A look that an alarm has called for finds what no alarm tells of.
+func TestAlarmIsNotBlamedForOtherDrift(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rules := newSwift()
+		b := startWith(t, newSource(rules), lazy)
+		rules.set("a set was emptied")
+		rules.plan = func(_ context.Context, have string) (Plan, error) { return unannounced{diff{have, rules.want}}, nil }
+		rules.reflex = func(string) (string, error) { return "a set was emptied", errors.New("no image") }
+		b.Alarm(Alarm{Resource: "rules", Who: by("docker", 1)})
+		after(2 * interval)
+		if e := lastEvent(t, b.Snapshot()); e.Who != nil || e.Trigger != "verify" || rules.get() != "v1" {
+			t.Errorf("event: %+v", e)
+		}
+	})
+}
+
 func TestAlarmOfAResourceWithoutReflex(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rules, other := &thing{name: "rules", want: "v1", have: "v1"}, &thing{name: "other", want: "v1", have: "v1"}

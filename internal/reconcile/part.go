@@ -77,3 +77,13 @@ func (p *part) saw(s sight) { p.right, p.ever = s, true }
 // steady says whether the resource was right with the desired state that is
 // still in force.
 func (p *part) steady(generation uint64) bool { return p.ever && p.right.generation == generation }
+
+// blamed are the alarms that a plan may be due to, if any. They are for one plan.
+func (p *part) blamed(plan Plan) *held {
+	h := p.blame
+	p.blame = nil
+	if a, ok := plan.(Announced); ok && !a.Announced() {
+		return nil // somebody else's change was
+	}
+	return h
+}

@@ -161,19 +161,25 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 		return
 	}
 	event := l.newEvent(p, name, text(plan), reason)
-	blame := p.blame
-	if a, ok := plan.(Announced); ok && !a.Announced() {
-		blame = nil // somebody else's change was
-	}
-	if p.blame = nil; blame != nil {
-		event.Trigger = reasonEvent
-	}
+	blame := p.blamed(plan)
 	// A write that began is finished and read back, whatever else ends: it may
 	// consist of several steps.
-	left, looked, more, err := l.write(context.WithoutCancel(ctx), r, p, plan)
+	left, looked, again, err := l.write(context.WithoutCancel(ctx), r, p, plan)
+	for _, plan := range again {
+		event.What += text(plan)
+		if blame == nil {
+			blame = p.blamed(plan)
+		}
+	}
+	switch {
+	case blame != nil:
+		event.Trigger = reasonEvent
+	case event.Trigger == reasonEvent: // found beside what was announced
+		event.Trigger = reasonVerify
+	}
 	var beside string
 	event.Who, beside = blame.culprit()
-	event.What = bounded(event.What+more) + beside
+	event.What = bounded(event.What) + beside
 	if err != nil {
 		event.Error = err.Error()
 		l.remember(record(l.events, event))
@@ -205,9 +211,9 @@ func (l *Loop) look(ctx context.Context, r Resource, p *part) (plan Plan, at tim
 }
 
 // write applies plan and looks again. What differs then is an error, unless an
-// alarm says that somebody else wrote meanwhile: then it is written as well, and
-// is more than plan told.
-func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left Plan, at time.Time, more string, err error) {
+// alarm says that somebody else wrote meanwhile: then it is written as well.
+// again are the plans after the first, but those that say the same.
+func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left Plan, at time.Time, again []Plan, err error) {
 	for range maxWrites {
 		alarms := p.alarms
 		err = r.Apply(ctx, plan)
@@ -215,17 +221,17 @@ func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left 
 		left, at, lookErr = l.look(ctx, r, p)
 		err = errors.Join(err, lookErr)
 		if !applicable(left) {
-			return left, at, more, err
+			return left, at, again, err
 		}
 		if p.alarms == alarms {
 			break
 		}
-		if s := text(left); s != text(plan) {
-			more += s
+		if text(left) != text(plan) {
+			again = append(again, left)
 		}
 		plan = left
 	}
-	return left, at, more, errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", r.Name(), text(left)))
+	return left, at, again, errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", r.Name(), text(left)))
 }
 
 // settled notes that a resource is as it can be without a restart. plan may name
