@@ -67,8 +67,7 @@ func (s *storm) windows(t *testing.T) (all [2][]stormWindow) {
 	for i, c := range s.heard {
 		switch e := byPID[c.port]; {
 		case e != nil && !c.at.Before(e.started) && e.set == "":
-			inForce := s.inForce(e, i)
-			opened(e, inForce.Add(-stormSlack), inForce)
+			opened(e, c.at.Add(-stormSlack), c.at)
 		case c.command == "pghardend":
 			closed(stormRun(s.heard[i:]), func(w stormWindow) bool { return w.edit.set == "" && w.seen.Before(c.at) })
 		case stormRestore(c.command):
@@ -96,21 +95,6 @@ func (s *storm) windows(t *testing.T) (all [2][]stormWindow) {
 		x.do()
 	}
 	return all
-}
-
-// inForce is when an edit's commit was in force at the latest. Its time stamp is late if the thread that takes it had to wait.
-// If it is the edit's first, what the daemon found and names the edit's process for was already there.
-func (s *storm) inForce(e *stormEdit, i int) time.Time {
-	at := s.heard[i].at
-	if slices.ContainsFunc(s.heard[:i], func(c stormCommit) bool { return c.port == e.pid && !c.at.Before(e.started) }) {
-		return at
-	}
-	for _, d := range s.told {
-		if d.Who != nil && d.Who.PID == e.pid && d.Found.After(e.started) && d.Found.Before(at) {
-			at = d.Found
-		}
-	}
-	return at
 }
 
 // stormRestore says whether a command is one by which the daemon writes all that differs.
