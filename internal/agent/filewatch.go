@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -53,7 +52,7 @@ const never = math.MaxUint64
 // coverage is what is watched for some paths.
 type coverage struct {
 	input, others []string // what they lead through
-	dirs          []string // that these are in; a watch ends with its directory
+	watched       []string // to hear of these; a watch ends with what it is on
 }
 
 func newFileWatch(wake func(input bool), log *slog.Logger) *fileWatch {
@@ -114,7 +113,7 @@ func (w *fileWatch) watch(ctx context.Context, input, others []string) {
 	}
 	w.armed.Store(never)
 	w.asked = [2][]string{slices.Clone(input), slices.Clone(others)}
-	old, c, whole := w.covered.dirs, &coverage{}, false
+	old, c, whole := w.covered.watched, &coverage{}, false
 	if !w.disk.do(func() { whole = w.turn(ctx, old, c, input, others) }, peekPatience) {
 		return // it hangs, and a watch is but a wake-up
 	}
@@ -128,24 +127,21 @@ func (w *fileWatch) watch(ctx context.Context, input, others []string) {
 // turn makes the kernel watch other directories, each from its root on: what is not
 // there yet is heard of where it is made. It says whether nothing is left out.
 func (w *fileWatch) turn(ctx context.Context, from []string, to *coverage, input, others []string) (whole bool) {
-	to.input, to.others = followTrail(ctx, input...).paths(), followTrail(ctx, others...).paths()
-	for _, path := range slices.Concat(to.input, to.others) {
-		if dir := filepath.Dir(path); !slices.Contains(to.dirs, dir) {
-			to.dirs = append(to.dirs, dir)
-		}
+	read, kept := followTrail(ctx, input...), followTrail(ctx, others...)
+	to.input, to.others = read.paths(), kept.paths()
+	to.watched, whole = watchable(slices.Concat(read.steps, kept.steps))
+	for _, path := range from {
+		_ = w.watcher.Remove(path) // it may have gone
 	}
-	for _, dir := range from {
-		_ = w.watcher.Remove(dir) // it may have gone
-	}
-	whole = true
-	for _, dir := range to.dirs {
-		err := w.watcher.Add(dir)
+	for _, path := range to.watched {
+		err := w.watcher.Add(path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-			w.log.Debug("cannot watch a directory", "path", dir, "error", err)
+			w.log.Debug("cannot be told of changes", "path", path, "error", err)
 			whole = false
 		}
 	}
-	return whole
+	// What was replaced meanwhile is not watched.
+	return whole && slices.Equal(read.steps, followTrail(ctx, input...).steps) && slices.Equal(kept.steps, followTrail(ctx, others...).steps)
 }
 
 // wanted says whether a path counts.

@@ -23,8 +23,8 @@ const (
 	envLock     = "PGHARDEND_TEST_LOCK"
 )
 
-// TestMain runs the tests of root in a network namespace of their own. They do
-// not touch the firewall; should they ever, it is not the host's.
+// TestMain runs the tests of root in namespaces of their own. They do not touch the
+// firewall; should they ever, it is not the host's. What they mount is theirs.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "exec" { // a service is asked something; nobody is there
 		fmt.Fprintln(os.Stderr, "no services in these tests")
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), envIsolated+"=1")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS}
 		err := cmd.Run()
 		var exit *exec.ExitError
 		switch {
