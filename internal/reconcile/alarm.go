@@ -52,6 +52,17 @@ func (h *held) merge(a Alarm) *held {
 	return h
 }
 
+// and are the alarms of both; either may be nil.
+func (h *held) and(later *held) *held {
+	if h == nil || later == nil {
+		return cmp.Or(h, later)
+	}
+	both := *h
+	both.who = append(slices.Clone(h.who), later.who...)
+	both.who = both.who[:min(len(both.who), maxBlamed)]
+	return &both
+}
+
 // culprit is who made the first alarm whose maker is known. The others are named
 // beside, since any of them may have been it.
 func (h *held) culprit() (who *Culprit, beside string) {

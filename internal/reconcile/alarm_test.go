@@ -305,6 +305,30 @@ func TestF10_OverwrittenBetweenWriteAndLook(t *testing.T) {
 	}
 }
 
+// Who overwrites what is being put back is named beside who made us do so.
+func TestF10_BothAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rules := newSwift()
+		rules.reflex = func(have string) (string, error) { return have, errors.New("no image while we write") }
+		b := startWith(t, newSource(rules), lazy)
+		rules.write = func(_ context.Context, writes int) (string, error) {
+			if writes == 1 {
+				b.Alarm(Alarm{Resource: "rules", Who: by("docker", 2)})
+				return "by docker", nil
+			}
+			return "v1", nil
+		}
+		rules.set("by ufw")
+		b.Alarm(Alarm{Resource: "rules", Who: by("ufw", 1)})
+		after(2 * interval)
+		e := lastEvent(t, b.Snapshot())
+		if e.Who == nil || e.Who.Command != "ufw" || !strings.Contains(e.What, "by ufw → v1") || !strings.Contains(e.What, "by docker → v1") ||
+			!strings.Contains(e.What, "docker (pid 2") {
+			t.Errorf("event: %+v, who %+v", e, e.Who)
+		}
+	})
+}
+
 func TestAlarmsThatComeTogetherNameAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rules := newSwift()

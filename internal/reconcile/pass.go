@@ -167,9 +167,7 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 	left, looked, again, err := l.write(context.WithoutCancel(ctx), r, p, plan)
 	for _, plan := range again {
 		event.What += text(plan)
-		if blame == nil {
-			blame = p.blamed(plan)
-		}
+		blame = blame.and(p.blamed(plan))
 	}
 	switch {
 	case blame != nil:
@@ -214,7 +212,13 @@ func (l *Loop) look(ctx context.Context, r Resource, p *part) (plan Plan, at tim
 // alarm says that somebody else wrote meanwhile: then it is written as well.
 // again are the plans after the first, but those that say the same.
 func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left Plan, at time.Time, again []Plan, err error) {
-	for range maxWrites {
+	for n := range maxWrites {
+		if n > 0 {
+			if text(left) != text(plan) {
+				again = append(again, left)
+			}
+			plan = left
+		}
 		alarms := p.alarms
 		err = r.Apply(ctx, plan)
 		var lookErr error
@@ -226,10 +230,6 @@ func (l *Loop) write(ctx context.Context, r Resource, p *part, plan Plan) (left 
 		if p.alarms == alarms {
 			break
 		}
-		if text(left) != text(plan) {
-			again = append(again, left)
-		}
-		plan = left
 	}
 	return left, at, again, errors.Join(err, fmt.Errorf("%s still differs after it was written:\n%s", r.Name(), text(left)))
 }

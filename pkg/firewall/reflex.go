@@ -260,6 +260,9 @@ func (r *Reflex) shut(done *Repair) error {
 		return err
 	}
 	done.At = time.Now()
+	for _, t := range s.tables {
+		done.interim[t.table.id] = slices.Concat(done.interim[t.table.id], t.shut, t.lead)
+	}
 	var found Plan
 	err = r.compare(done, false, func(e *edits, _ *imageTable, _ *nftTable) { // for what it says
 		found.Changes, found.Foreign = append(found.Changes, e.plan.Changes...), append(found.Foreign, e.plan.Foreign...)
@@ -268,9 +271,6 @@ func (r *Reflex) shut(done *Repair) error {
 		return err
 	}
 	done.tell(found)
-	for _, t := range s.tables {
-		done.interim[t.table.id] = slices.Concat(done.interim[t.table.id], t.shut, t.lead)
-	}
 	generation, err := r.look()
 	if err == nil && generation != done.Generation {
 		err = errNftAgain // with what the shutter wrote in it

@@ -119,8 +119,12 @@ func (e *edits) hook(h nftHook) {
 // rules replaces those between the common head and the common tail: the others
 // keep what the kernel has counted for them, such as connections.
 func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
-	shut := e.isShut(have) || have.name == ChainRPF
-	opened := e.unshut(t, &have)
+	shut, opened := have.name == ChainRPF, false
+	if slices.Contains(e.interim, have.name) {
+		rules := shutRules(have.name)
+		shut = shut || e.isShut(have, rules)
+		opened = e.unshut(t, &have, rules)
+	}
 	head := 0
 	for head < len(have.rules) && head < len(want.rules) && want.rules[head].is(have.rules[head]) {
 		head++
@@ -161,26 +165,33 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 	e.plan.add(resourceChain, t.id.family(), t.id.title(have.name), problem, lines)
 }
 
-// isShut says whether a rule of a shutter leads the chain.
-func (e *edits) isShut(chain nftChain) bool {
-	return slices.Contains(e.interim, chain.name) && len(chain.rules) > 0 && chain.rules[0].isInterim()
-}
-
-// unshut removes the shutter's rules.
-func (e *edits) unshut(t *imageTable, chain *nftChain) (removed bool) {
-	if !slices.Contains(e.interim, chain.name) {
+// isShut says whether a chain begins with a shutter's rules.
+func (e *edits) isShut(chain nftChain, shut []nativeRule) bool {
+	if !slices.Contains(e.interim, chain.name) || len(chain.rules) < len(shut) {
 		return false
 	}
+	for i, n := range shut {
+		if !n.stands(chain.rules[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// unshut removes a shutter's rules.
+func (e *edits) unshut(t *imageTable, chain *nftChain, shut []nativeRule) (removed bool) {
 	var rest []nftRule
 	for _, r := range chain.rules {
-		if r.isInterim() {
+		if slices.ContainsFunc(shut, func(n nativeRule) bool { return n.stands(r) }) {
 			e.remove(t, chain.name, r)
 			removed = true
 		} else {
 			rest = append(rest, r)
 		}
 	}
-	chain.rules = rest
+	if removed {
+		chain.rules = rest
+	}
 	return removed
 }
 
@@ -248,7 +259,8 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 	default:
 		return nil
 	}
-	shut := e.isShut(have)
+	interim := nativeJump(want.jump.leadsTo())
+	shut := e.isShut(have, []nativeRule{interim})
 	e.open = e.open || !shut
 	if !shut && want.jump.waits {
 		e.lead = append(e.lead, want.name)
@@ -257,7 +269,7 @@ func (e *edits) jump(t *imageTable, want imageBase, have nftChain) error {
 		return nil
 	}
 	for _, r := range ours {
-		if !r.isInterim() {
+		if !slices.Contains(e.interim, want.name) || !interim.stands(r) {
 			lines = append(lines, "- -A "+want.name+" "+want.describe(r))
 		}
 		e.remove(t, want.name, r)

@@ -1,6 +1,9 @@
 package firewall
 
 import (
+	"bytes"
+	"encoding/binary"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -68,7 +71,36 @@ func (s *shutter) write(e *edits, generation uint32) {
 // (enum nftnl_udata_rule_types in libnftnl/udata.h): who lists the rules sees it.
 const interim = "\x00\x12pghardend:interim\x00"
 
-func (r nftRule) isInterim() bool { return string(r.user) == interim }
+// stands says whether a rule that the kernel has is this one of a shutter's.
+// Anybody can write the comment, so the rest counts as well.
+func (n nativeRule) stands(r nftRule) bool {
+	if string(r.user) != interim {
+		return false
+	}
+	have, want := nftExprs{rest: r.exprs}, nftExprs{rest: n.expressions()}
+	for want.next() {
+		if !have.next() || string(have.name) != string(want.name) || !holds(have.data, want.data) {
+			return false
+		}
+	}
+	return !have.next()
+}
+
+// holds says whether the kernel has each attribute that was written. It may have
+// more, and does without flags.
+func holds(have, want []byte) bool {
+	for a := (nftAttrs{rest: want}); len(a.rest) > 0; {
+		nested := len(a.rest) >= unix.SizeofNlAttr && binary.NativeEndian.Uint16(a.rest[2:])&unix.NLA_F_NESTED != 0
+		if !a.next() {
+			return false
+		}
+		value := nftAttr(have, a.kind)
+		if nested && !holds(value, a.value) || !nested && !bytes.Equal(value, a.value) {
+			return false
+		}
+	}
+	return true
+}
 
 // shutRules are what stands in for a chain of ours. PGHARDEND-RPF has none: what
 // it judges is judged again by the others.
@@ -96,6 +128,11 @@ func newNativeRule() nativeRule {
 	var r nativeRule
 	r.exprs = r.w.nested(unix.NFTA_RULE_EXPRESSIONS)
 	return r
+}
+
+func (r nativeRule) expressions() []byte {
+	r.w.endAttr(r.exprs)
+	return r.w.data[r.exprs+unix.SizeofNlAttr:]
 }
 
 func (r nativeRule) attrs() []byte {

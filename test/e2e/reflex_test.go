@@ -181,7 +181,12 @@ func TestReflexRefuses(t *testing.T) {
 	}
 	fails("for C in IN OUT ICMP META; do $I4 -F PGHARDEND-$C; done; ipset destroy pgh4-pgpool; ipset create elsewhere hash:net; ipset create pgh4-pgpool hash:net",
 		"the set pgh4-pgpool is not there any more", true)
-	in := strings.ReplaceAll(b.sh("iptables-nft -S PGHARDEND-IN"), ` -m comment --comment "pghardend:interim"`, "")
+	const comment = ` -m comment --comment "pghardend:interim"`
+	in := b.sh("iptables-nft -S PGHARDEND-IN")
+	if strings.Count(in, comment) != 3 {
+		t.Errorf("who lists the rules is not told that they are for the time being:\n%s", in)
+	}
+	in = strings.ReplaceAll(in, comment, "")
 	if !strings.HasSuffix(in, "-A PGHARDEND-IN -i lo -j ACCEPT\n-A PGHARDEND-IN -p tcp -m tcp --tcp-flags SYN NONE -j ACCEPT\n-A PGHARDEND-IN -j DROP\n") {
 		t.Errorf("meanwhile nothing new is to be let in:\n%s", in)
 	}
@@ -280,28 +285,35 @@ func TestF10_ReflexWhileOthersCommit(t *testing.T) {
 	}
 }
 
+// toldOf repeats Repair until somebody else's command has ended, and returns what the repairs said.
+func (b *rxBed) toldOf(command string) []string {
+	b.t.Helper()
+	others := b.node.Command(b.t.Context(), "/bin/sh", "-ec", command)
+	fwMust(b.t, others.Start())
+	done := make(chan error, 1)
+	go func() { done <- others.Wait() }()
+	var told []string
+	for running := true; running; {
+		select {
+		case err := <-done:
+			fwMust(b.t, err)
+			running = false
+		default:
+		}
+		if r, err := b.reflex.Repair(); !r.Empty() || err != nil {
+			told = append(told, r.String())
+			fwMust(b.t, err)
+		}
+	}
+	return told
+}
+
 // What somebody changes while an earlier change is being put back is told as well, and our own interim rules never are.
 func TestF06_ReflexTellsOfEachChange(t *testing.T) {
 	b := rxNew(t)
 	together := 0
 	for range 60 {
-		others := b.node.Command(t.Context(), "/bin/sh", "-ec", "iptables-nft -D PGHARDEND-IN 1; ip6tables-nft -F PGHARDEND-OUT")
-		fwMust(t, others.Start())
-		done := make(chan error, 1)
-		go func() { done <- others.Wait() }()
-		var told []string
-		for running := true; running; {
-			select {
-			case err := <-done:
-				fwMust(t, err)
-				running = false
-			default:
-			}
-			if r, err := b.reflex.Repair(); !r.Empty() || err != nil {
-				told = append(told, r.String())
-				fwMust(t, err)
-			}
-		}
+		told := b.toldOf("iptables-nft -D PGHARDEND-IN 1; ip6tables-nft -F PGHARDEND-OUT")
 		all := strings.Join(told, "")
 		if !strings.Contains(all, "ipv4 chain PGHARDEND-IN: differs") || !strings.Contains(all, "ipv6 chain PGHARDEND-OUT: differs") ||
 			strings.Contains(all, "not ours") || b.reflex.Changed() {
@@ -315,6 +327,20 @@ func TestF06_ReflexTellsOfEachChange(t *testing.T) {
 		t.Errorf("still to do:\n%s", p)
 	}
 	t.Logf("the second change came during a repair of the first in %d rounds", together)
+}
+
+// The comment of our interim rules hides nobody else's.
+func TestF04_ReflexTellsOfAForgedInterimRule(t *testing.T) {
+	b := rxNew(t)
+	for range 100 {
+		told := b.toldOf(`printf 'flush chain ip filter PGHARDEND-IN\ninsert rule ip filter PGHARDEND-IN accept comment "pghardend:interim"\n' | nft -i > /dev/null`)
+		if all := strings.Join(told, ""); !strings.Contains(all, "- a rule that is not ours") || b.reflex.Changed() {
+			t.Fatalf("told:\n%s", strings.Join(told, "and then\n"))
+		}
+	}
+	if p := b.plan(); !p.Empty() {
+		t.Errorf("still to do:\n%s", p)
+	}
 }
 
 // A table full of foreign rules is read by chains.
