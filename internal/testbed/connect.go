@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,6 +119,10 @@ func (h *Host) Dial(ctx context.Context, network string, to netip.AddrPort) (net
 
 // Listen opens a TCP listener inside the host. The caller closes it.
 func (h *Host) Listen(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
+	// A child that is forked now and has not yet executed its program may still have a listener that was closed here.
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock() //nolint:staticcheck // to wait is all
+
 	var l net.Listener
 	err := h.Do(func() error {
 		var lc net.ListenConfig

@@ -125,15 +125,7 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 		shut = shut || e.isShut(have, rules)
 		opened = e.unshut(t, &have, rules)
 	}
-	head := 0
-	for head < len(have.rules) && head < len(want.rules) && want.rules[head].is(have.rules[head]) {
-		head++
-	}
-	tail := 0
-	for tail < len(have.rules)-head && tail < len(want.rules)-head &&
-		want.rules[len(want.rules)-1-tail].is(have.rules[len(have.rules)-1-tail]) {
-		tail++
-	}
+	head, tail := want.common(have)
 	gone, missing := have.rules[head:len(have.rules)-tail], want.rules[head:len(want.rules)-tail]
 	if !have.absent && !opened && len(gone) == 0 && len(missing) == 0 {
 		return
@@ -163,6 +155,18 @@ func (e *edits) rules(t *imageTable, want imageChain, have nftChain) {
 		problem = "missing"
 	}
 	e.plan.add(resourceChain, t.id.family(), t.id.title(have.name), problem, lines)
+}
+
+// common is how many rules are the same at the top and at the end.
+func (c imageChain) common(have nftChain) (head, tail int) {
+	for head < len(have.rules) && head < len(c.rules) && c.rules[head].is(have.rules[head]) {
+		head++
+	}
+	for tail < len(have.rules)-head && tail < len(c.rules)-head &&
+		c.rules[len(c.rules)-1-tail].is(have.rules[len(have.rules)-1-tail]) {
+		tail++
+	}
+	return head, tail
 }
 
 // isShut says whether a chain begins with a shutter's rules.

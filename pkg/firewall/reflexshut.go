@@ -73,11 +73,11 @@ const interim = "\x00\x12pghardend:interim\x00"
 
 // stands says whether a rule that the kernel has is this one of a shutter's.
 // Anybody can write the comment, so the rest counts as well.
-func (n nativeRule) stands(r nftRule) bool {
-	if string(r.user) != interim {
+func (r nativeRule) stands(found nftRule) bool {
+	if string(found.user) != interim {
 		return false
 	}
-	have, want := nftExprs{rest: r.exprs}, nftExprs{rest: n.expressions()}
+	have, want := nftExprs{rest: found.exprs}, nftExprs{rest: r.expressions()}
 	for want.next() {
 		if !have.next() || string(have.name) != string(want.name) || !holds(have.data, want.data) {
 			return false
