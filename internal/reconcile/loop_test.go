@@ -247,7 +247,7 @@ func TestCauseOutlivesAFailure(t *testing.T) {
 		if e.Cause != CauseChange || e.Repaired.IsZero() || b.Snapshot().Generation != 2 {
 			t.Errorf("the change failed first, its repair is no drift: %+v", e)
 		}
-		if open := time.Duration(e.OpenMS * float64(time.Millisecond)); open < 2*interval || open != e.Repaired.Sub(e.Found).Truncate(time.Microsecond) {
+		if open := time.Duration(e.OpenMS * float64(time.Millisecond)).Round(time.Microsecond); open < 2*interval || open != e.Repaired.Sub(e.Found).Truncate(time.Microsecond) {
 			t.Errorf("open for %v, found %v, repaired %v", open, e.Found, e.Repaired)
 		}
 
