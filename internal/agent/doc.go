@@ -25,7 +25,7 @@
 // What the loop asks in each tick runs no command and reads no file of a disk:
 // ruleWatch compares nf_tables' generation or the legacy tables' blobs, and the sets;
 // the fileSource compares what lstat says of all that its files' paths lead through
-// (trail). With nf_tables, alarms turns the kernel's notifications of foreign
+// (trail), unless inotify vouches for that (fileWatch). With nf_tables, alarms turns the kernel's notifications of foreign
 // commits into alarms, which ruleWatch answers from its image of the rules. Where that
 // is permitted, a firewall.Sentry has it answer at once, on the CPU of who made the
 // commit, and the loop reports what came of it: a moment later the kernel would keep

@@ -129,7 +129,7 @@ func (w *fileWatch) watch(ctx context.Context, input, others []string) {
 func (w *fileWatch) turn(ctx context.Context, from []string, to *coverage, input, others []string) (whole bool) {
 	read, kept := followTrail(ctx, input...), followTrail(ctx, others...)
 	to.input, to.others = read.paths(), kept.paths()
-	to.watched, whole = watchable(slices.Concat(read.steps, kept.steps))
+	to.watched, whole = watchable(ctx, slices.Concat(read.steps, kept.steps))
 	for _, path := range from {
 		_ = w.watcher.Remove(path) // it may have gone
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,7 +16,7 @@ import (
 // A directory's watch tells of what is in it, by the names that are there. Files are
 // watched as well, since they may have other names, and so are the roots of mounts,
 // which are in no directory.
-func watchable(steps []trailStep) (paths []string, whole bool) {
+func watchable(ctx context.Context, steps []trailStep) (paths []string, whole bool) {
 	whole = true
 	add := func(path string) {
 		if !slices.Contains(paths, path) {
@@ -27,9 +28,9 @@ func watchable(steps []trailStep) (paths []string, whole bool) {
 		switch s.mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			add(s.path)
-			whole = whole && isLocal(s.path)
+			whole = whole && isLocal(ctx, s.path)
 		case unix.S_IFDIR:
-			root, known := mountRoot(s.path)
+			root, known := mountRoot(ctx, s.path)
 			if root {
 				add(s.path)
 			}
@@ -37,7 +38,7 @@ func watchable(steps []trailStep) (paths []string, whole bool) {
 			twice := slices.ContainsFunc(steps[:i], func(o trailStep) bool {
 				return o.path != s.path && o.dev == s.dev && o.ino == s.ino
 			})
-			whole = whole && known && !twice && isLocal(s.path)
+			whole = whole && known && !twice && isLocal(ctx, s.path)
 		}
 	}
 	return paths, whole
@@ -45,7 +46,10 @@ func watchable(steps []trailStep) (paths []string, whole bool) {
 
 // mountRoot says whether something is mounted at a path, which is known from Linux
 // 5.8 on, statx(2).
-func mountRoot(path string) (root, known bool) {
+func mountRoot(ctx context.Context, path string) (root, known bool) {
+	if ctx.Err() != nil {
+		return false, false
+	}
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
 		return false, os.IsNotExist(err)
@@ -58,7 +62,10 @@ func mountRoot(path string) (root, known bool) {
 var remote = []int64{unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.V9FS_MAGIC,
 	unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.CODA_SUPER_MAGIC, unix.OCFS2_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC}
 
-func isLocal(path string) bool {
+func isLocal(ctx context.Context, path string) bool {
+	if ctx.Err() != nil {
+		return false
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
 		return os.IsNotExist(err)

@@ -3,29 +3,42 @@ package agent
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// mounting is for tests that mount something, which needs root.
-func mounting(t *testing.T) (mount func(source, target, kind string, flags uintptr)) {
+// elsewhere runs the test in a user and a mount namespace, unless it can mount where
+// it is, as TestMain has it for root.
+func elsewhere(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(envIsolated) == "" {
-		t.Skip("root only: this mounts, in a namespace of its own")
+	if os.Getenv(envIsolated) != "" {
+		return false
 	}
-	return func(source, target, kind string, flags uintptr) {
-		t.Helper()
-		if err := unix.Mount(source, target, kind, flags, ""); err != nil {
-			t.Fatal(err)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.count=1", "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), envIsolated+"=1", "GOCOVERDIR="+t.TempDir())
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("in namespaces of its own (without root this needs user.max_user_namespaces): %v\n%s", err, out)
+	}
+	return true
+}
+
+func mount(t *testing.T, source, target, kind string, flags uintptr) {
+	t.Helper()
+	tried(t, unix.Mount(source, target, kind, flags, ""))
+	t.Cleanup(func() {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			t.Error(err)
 		}
-		t.Cleanup(func() {
-			if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
-				t.Error(err)
-			}
-		})
-	}
+	})
 }
 
 func tried(t *testing.T, errs ...error) {
@@ -59,35 +72,34 @@ func inPlace(path string) error {
 
 // What is watched may be changed by a name that nobody has asked for.
 func TestWatchHearsOfOtherNames(t *testing.T) {
+	if elsewhere(t) {
+		return
+	}
 	for _, row := range []struct {
 		name   string
-		mounts bool
 		make   func(t *testing.T, dir, path string) // of what is watched
 		change func(dir, path string) error
 	}{
-		{"file by its other name", false, func(t *testing.T, dir, path string) {
+		{"file by its other name", func(t *testing.T, dir, path string) {
 			tried(t, os.WriteFile(path, []byte("a"), 0o600), os.Link(path, filepath.Join(dir, "other")))
 		}, func(dir, _ string) error { return inPlace(filepath.Join(dir, "other")) }},
-		{"mode by its other name", false, func(t *testing.T, dir, path string) {
+		{"mode by its other name", func(t *testing.T, dir, path string) {
 			tried(t, os.WriteFile(path, []byte("a"), 0o600), os.Link(path, filepath.Join(dir, "other")))
 		}, func(dir, _ string) error { return os.Chmod(filepath.Join(dir, "other"), 0o666) }},
-		{"root of a mount", true, func(t *testing.T, _, path string) {
+		{"root of a mount", func(t *testing.T, _, path string) {
 			tried(t, os.Mkdir(path, 0o700))
-			mounting(t)("none", path, "tmpfs", 0)
+			mount(t, "none", path, "tmpfs", 0)
 		}, func(_, path string) error { return os.Chmod(path, 0o777) }},
-		{"directory mounted from elsewhere", true, func(t *testing.T, dir, path string) {
+		{"directory mounted from elsewhere", func(t *testing.T, dir, path string) {
 			tried(t, os.Mkdir(path, 0o700), os.Mkdir(filepath.Join(dir, "other"), 0o700))
-			mounting(t)(filepath.Join(dir, "other"), path, "", unix.MS_BIND)
+			mount(t, filepath.Join(dir, "other"), path, "", unix.MS_BIND)
 		}, func(_, path string) error { return os.Chmod(path, 0o777) }},
-		{"file mounted from elsewhere", true, func(t *testing.T, dir, path string) {
+		{"file mounted from elsewhere", func(t *testing.T, dir, path string) {
 			tried(t, os.WriteFile(path, nil, 0o600), os.WriteFile(filepath.Join(dir, "other"), []byte("a"), 0o600))
-			mounting(t)(filepath.Join(dir, "other"), path, "", unix.MS_BIND)
+			mount(t, filepath.Join(dir, "other"), path, "", unix.MS_BIND)
 		}, func(dir, _ string) error { return inPlace(filepath.Join(dir, "other")) }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if row.mounts {
-				mounting(t)
-			}
 			dir, at := t.TempDir(), t.TempDir()
 			path := filepath.Join(at, "watched")
 			row.make(t, dir, path)
@@ -100,9 +112,11 @@ func TestWatchHearsOfOtherNames(t *testing.T) {
 
 // The kernel tells of one directory by one of its names.
 func TestWatchVouchesForNoDirectoryOfTwoNames(t *testing.T) {
-	mount := mounting(t)
+	if elsewhere(t) {
+		return
+	}
 	one, two := t.TempDir(), t.TempDir()
-	mount(one, two, "", unix.MS_BIND)
+	mount(t, one, two, "", unix.MS_BIND)
 	w := heard(t, &fileSource{}, func(bool) {})
 	for range 3 {
 		w.watch(t.Context(), []string{filepath.Join(one, "config")}, []string{filepath.Join(two, "peers")})
@@ -114,7 +128,9 @@ func TestWatchVouchesForNoDirectoryOfTwoNames(t *testing.T) {
 
 // inotify(7) does not tell of mounts.
 func TestMountsChanged(t *testing.T) {
-	mount := mounting(t)
+	if elsewhere(t) {
+		return
+	}
 	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	tried(t, err)
 	t.Cleanup(func() { tried(t, unix.Close(fd)) })
@@ -123,7 +139,7 @@ func TestMountsChanged(t *testing.T) {
 		t.Error("nothing was mounted")
 	}
 	dir := t.TempDir()
-	mount("none", dir, "tmpfs", 0)
+	mount(t, "none", dir, "tmpfs", 0)
 	if !mountsChanged(fd) {
 		t.Error("a mount is not seen")
 	}
