@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -33,69 +32,9 @@ type runner interface {
 	start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error)
 }
 
-// execRunner executes the real commands.
-type execRunner struct {
-	begin func(*exec.Cmd) error // starts a command; nil: (*exec.Cmd).Start
-}
-
 // toolDirs are searched for commands, whatever the caller's PATH: a login
 // shell's often lacks the sbin directories.
 var toolDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"}
-
-func (execRunner) find(name string) (string, error) {
-	for _, dir := range toolDirs {
-		path, err := exec.LookPath(filepath.Join(dir, name))
-		if err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%s: %w in %s", name, exec.ErrNotFound, strings.Join(toolDirs, ":"))
-}
-
-const (
-	// commandTimeout bounds one iptables or ipset command; a restore of 10,000
-	// members takes well under a second.
-	commandTimeout = 10 * time.Second
-	// outputWait bounds the wait for a killed command's children to close its output.
-	outputWait = time.Second
-)
-
-func (r execRunner) run(ctx context.Context, stdin string, path string, args ...string) ([]byte, error) {
-	return r.start(ctx, stdin, path, args...)()
-}
-
-func (r execRunner) start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.WaitDelay = outputWait
-	if stdin != "" { // else it costs a pipe and somebody to write to it
-		cmd.Stdin = strings.NewReader(stdin)
-	}
-	cmd.Env = []string{"PATH=" + strings.Join(toolDirs, ":"), "LC_ALL=C"} // PATH: iptables calls modprobe
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	begin := r.begin
-	if begin == nil {
-		begin = (*exec.Cmd).Start
-	}
-	err := begin(cmd)
-	return func() ([]byte, error) {
-		defer cancel()
-		if err == nil {
-			err = cmd.Wait()
-		}
-		if err == nil {
-			return stdout.Bytes(), nil
-		}
-		if ctx.Err() != nil {
-			err = fmt.Errorf("%w (%w)", err, ctx.Err())
-		}
-		if reason := strings.TrimSpace(stderr.String()); reason != "" {
-			err = fmt.Errorf("%w: %s", err, reason)
-		}
-		return nil, fmt.Errorf("%s: %w", strings.Join(append([]string{path}, args...), " "), err)
-	}
-}
 
 // tools are the commands of one family.
 type tools struct {
