@@ -45,6 +45,7 @@ type Agent struct {
 	processes *processesResource
 	files     *filesResource
 	looks     looks
+	heap      heap
 
 	mu       sync.Mutex
 	group    *errgroup.Group
@@ -90,6 +91,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a := &Agent{
 		version: version, log: log, fw: fw, source: source,
 		notify:   newNotifier(log),
+		heap:     newHeap(),
 		asking:   make(chan struct{}, 1),
 		services: map[string]*supervise.Supervisor{},
 	}
@@ -273,6 +275,7 @@ func (a *Agent) afterPass(s reconcile.Snapshot) {
 	if list, ok := a.source.openings.settled(); ok { // else after a later pass
 		a.events.opened(list)
 	}
+	a.heap.tidy()
 }
 
 // runs is a number that changes whenever a service starts, ends or changes its

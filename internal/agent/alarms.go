@@ -122,8 +122,8 @@ func (w *alarms) openSentry(ctx context.Context) (stop func()) {
 		// make us wait, the watcher's alarm stands in.
 		who := reconcile.Culprit(culprit.Look(ctx, c.Process(), c.Command))
 		w.last.Store(c.Generation)
+		w.answer() // the loop, which would want the same lock, is told afterwards
 		w.alarm(reconcile.Alarm{Resource: firewallName, At: c.At, Who: func() *reconcile.Culprit { return &who }})
-		w.answer()
 	})
 	if err != nil {
 		w.log.Info("rules are put back some 10 ms later than they could be", "because", err)

@@ -130,7 +130,7 @@ func (w *ruleWatch) forget(p firewall.Plan) {
 	}
 }
 
-// answer puts back what somebody changed, ahead of the loop, which has an alarm of
+// answer puts back what somebody changed, ahead of the loop, which gets an alarm of
 // it and gets the outcome from repair.
 func (w *ruleWatch) answer() {
 	w.mu.Lock()
