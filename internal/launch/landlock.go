@@ -145,7 +145,7 @@ func elfLoader(path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot look for the dynamic loader of %s: %w: only ELF programs and scripts can be run under Landlock", path, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // nothing was written
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_INTERP || p.Filesz == 0 || p.Filesz > 4096 {
 			continue

@@ -99,7 +99,7 @@ func (b *Probe) Check() (features []string, err error) {
 		got := t.try()
 		switch {
 		case !errors.Is(got, t.want) && t.want != nil:
-			errs = append(errs, fmt.Errorf("%s should be denied with %q and gives %q", t.what, t.want, answer(got)))
+			errs = append(errs, fmt.Errorf("%s should be denied with %q and gives %q", t.what, answer(t.want), answer(got)))
 		case t.want == nil && got != nil:
 			errs = append(errs, fmt.Errorf("%s should be allowed: %w", t.what, got))
 		case t.feature != "" && (len(features) == 0 || features[len(features)-1] != t.feature):
