@@ -57,7 +57,7 @@ func TestExamplePgpool(t *testing.T) {
 	if err := errors.Join(err, Validate(c, peers)); err != nil {
 		t.Error(err)
 	}
-	if s := c.Services[0]; s.Profile != RolePgpool || len(s.Helpers) != 1 || s.DataDir != "" {
+	if s := c.Services[0]; s.Profile != RolePgpool || len(s.Helpers) != 2 || s.DataDir != "" {
 		t.Errorf("%+v", s)
 	}
 }
