@@ -88,6 +88,10 @@ func openRules(ctx context.Context, spec Spec) (*mac.Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
+	if plan.ScopesAbstract() && strings.HasPrefix(os.Getenv("NOTIFY_SOCKET"), "@") {
+		return nil, fmt.Errorf("NOTIFY_SOCKET is the abstract socket %s, which Landlock keeps the service from, so nobody would learn that it is ready: "+
+			"have the service manager use a path", os.Getenv("NOTIFY_SOCKET"))
+	}
 	return plan.Open(ctx)
 }
 

@@ -55,13 +55,28 @@ func createRecord(ctx context.Context, dir, service string, pid int) (*os.File, 
 		return nil, id, err
 	}
 	for _, path := range old {
-		r, err := readRecordFile(path)
-		if alive, aliveErr := identify(ctx, r.PID); err != nil || aliveErr != nil || alive != r.processID {
+		if path == recordPath(dir, service, pid) || outdated(ctx, path) {
 			_ = os.Remove(path) // what stays is of no consequence: it names a process that is gone
 		}
 	}
 	file, err := os.OpenFile(recordPath(dir, service, pid), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	return file, id, err
+}
+
+// outdated says whether a record is of a process that is gone. One that cannot be
+// read may be about to be written, by another launch of the service.
+func outdated(ctx context.Context, path string) bool {
+	name := strings.TrimSuffix(filepath.Base(path), ".json")
+	pid, err := strconv.Atoi(name[strings.LastIndexByte(name, '.')+1:])
+	if err != nil {
+		return false
+	}
+	alive, err := identify(ctx, pid)
+	if err != nil {
+		return errors.Is(err, ErrVanished)
+	}
+	r, err := readRecordFile(path)
+	return err == nil && r.processID != alive
 }
 
 func recordPath(dir, service string, pid int) string {
@@ -148,7 +163,7 @@ func ReadLandlock(ctx context.Context, spec Spec, pid int) (LandlockState, error
 	s.record, err = readRecordFile(recordPath(spec.Landlock.RecordDir, spec.Service, pid))
 	if err != nil || s.record.processID != id {
 		s.record = launchRecord{}
-		s.Fault = "no record of its launch: something else started it, or an older version, or runtime_dir was emptied: restart the service"
+		s.Fault = "no record of its launch: it was started without Landlock, by something else or by an older version, or runtime_dir was emptied: restart it"
 	}
 	return s, nil
 }

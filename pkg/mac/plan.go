@@ -107,6 +107,9 @@ func (p *Plan) want(f Feature, asked bool, enforce func()) bool {
 	return true
 }
 
+// ScopesAbstract says whether abstract sockets from outside are out of reach.
+func (p Plan) ScopesAbstract() bool { return p.scoped&unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET != 0 }
+
 // Names are the names of features.
 func Names(features []Feature) []string {
 	names := make([]string, len(features))

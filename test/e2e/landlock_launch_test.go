@@ -27,6 +27,13 @@ func TestF30_LaunchLandlockUnsupported(t *testing.T) {
 	launchRun(t, in).refused(t, launch.StepLandlock, `"maybe"`, "required")
 }
 
+// An abstract NOTIFY_SOCKET would be out of the service's reach.
+func TestLaunchLandlockNotifySocket(t *testing.T) {
+	in := landlockStatus(t)
+	launchRun(t, in, "/usr/bin/env", "NOTIFY_SOCKET=@pghardend").refused(t, launch.StepLandlock, "@pghardend", "use a path")
+	launchRun(t, in, "/usr/bin/env", "NOTIFY_SOCKET=/run/systemd/notify").works(t)
+}
+
 // A kernel that says yes and does nothing is found out by the probes.
 func TestF30_LaunchLandlockWithoutEffect(t *testing.T) {
 	in := landlockStatus(t)
