@@ -1,12 +1,16 @@
 package agent
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/launch"
 	"github.com/pghardend/pghardend/pkg/mac"
 )
@@ -76,5 +80,54 @@ func TestF18_LandlockCollisions(t *testing.T) {
 	}
 	if _, err := build(t, landlockConfig("postgres", "[/usr/bin/postgres, -D, /etc/data]", "")); err == nil || !strings.Contains(err.Error(), "services.svc.data_dir: /etc/data") {
 		t.Errorf("%v", err)
+	}
+}
+
+// F30: what runs without the layer is flagged where that is accepted, and a reason
+// where it is not. The same holds for rules that are not those of the launch.
+func TestF30_StatusShowsLandlock(t *testing.T) {
+	dir := t.TempDir()
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := string(stat[strings.LastIndexByte(string(stat), ')')+1:])
+	start := strings.Fields(rest)[19] // field 22
+	var rules mac.RuleSet
+	record := func(abi int, digest string) string {
+		return fmt.Sprintf(`{"pid": %d, "start_ticks": %s, "boot_id": %q, "time": "2026-01-02T03:04:05Z", "abi": %d, "rules": %q, "enforced": ["files"], "probed": ["files"]}`,
+			os.Getpid(), start, strings.TrimSpace(string(boot)), abi, digest)
+	}
+	for name, c := range map[string]struct {
+		mode, record        string
+		enforced            bool
+		reasons, warnings   int
+		detail, consequence string
+	}{
+		"enforced":             {"required", record(7, rules.Digest()), true, 0, 0, "probed at launch, 2026-01-02T03:04:05Z (ABI 7): files", ""},
+		"other rules":          {"required", record(7, "x"), true, 1, 0, "probed at launch", "restart the service"},
+		"accepted without":     {"preferred", record(0, rules.Digest()), false, 0, 1, "the kernel has no Landlock", "runs without Landlock"},
+		"not accepted without": {"required", record(0, rules.Digest()), false, 1, 0, "the kernel has no Landlock", "not enforced"},
+		"no record":            {"required", "", false, 1, 0, "no record of its launch", "restart it"},
+		"garbage":              {"preferred", "{", false, 1, 0, "no record of its launch", "restart it"},
+		"off":                  {"off", "", false, 0, 0, "switched off", ""},
+	} {
+		file := filepath.Join(dir, fmt.Sprintf("pg.%d.json", os.Getpid()))
+		if err := os.WriteFile(file, []byte(c.record), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var s control.Status
+		spec := launch.Spec{Service: "pg", Landlock: launch.Landlock{Mode: c.mode, Rules: rules, RecordDir: dir}}
+		addLandlock(t.Context(), spec, os.Getpid(), &s)
+		if l := s.Layers[0]; l.Enforced != c.enforced || l.Configured == (c.mode == "off") || !strings.Contains(l.Detail, c.detail) {
+			t.Errorf("%s: layer %+v", name, l)
+		}
+		if len(s.Reasons) != c.reasons || len(s.Warnings) != c.warnings || !strings.Contains(strings.Join(append(s.Reasons, s.Warnings...), ""), c.consequence) {
+			t.Errorf("%s: reasons %q, warnings %q", name, s.Reasons, s.Warnings)
+		}
 	}
 }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pghardend/pghardend/pkg/mac"
+	"github.com/pghardend/pghardend/pkg/sandbox"
+	"github.com/pghardend/pghardend/policies"
 )
 
 // Records of processes that are gone go away; one that is about to be written by
@@ -102,4 +105,51 @@ func TestExecutables(t *testing.T) {
 	}
 	_, err = executables(Spec{Service: "pg", Command: []string{script}})
 	wantError(t, err, "only ELF programs and scripts")
+}
+
+// What the layer adds to a launch: the check before anything has changed, then the
+// step with its probes.
+func BenchmarkLandlock(b *testing.B) {
+	program, err := filepath.EvalSymlinks("/bin/sh")
+	if err != nil {
+		b.Fatal(err)
+	}
+	text, err := policies.FS.ReadFile("landlock/postgres.yaml")
+	if err != nil {
+		b.Fatal(err)
+	}
+	policy, err := mac.ParsePolicy("postgres.yaml", text)
+	if err != nil {
+		b.Fatal(err)
+	}
+	dir := b.TempDir()
+	spec := Spec{Service: "pg", Command: []string{program}, DataDir: dir, Landlock: Landlock{Mode: LandlockRequired, Rules: policy.RuleSet(dir, "data_dir")}}
+	spec.Landlock.Rules.Bind, spec.Landlock.Rules.Connect = mac.Ports{Restricted: true, Allowed: []uint16{5432}}, mac.Ports{Restricted: true, Allowed: []uint16{53, 5432}}
+	var check, step time.Duration
+	for b.Loop() {
+		began := time.Now()
+		stage, err := checkLandlock(context.Background(), spec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		check += time.Since(began)
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // for good
+			if err := sandbox.NoNewPrivs(); err != nil {
+				done <- err
+				return
+			}
+			began := time.Now()
+			err := stage.enforce()
+			step += time.Since(began)
+			done <- err
+		}()
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+		stage.close()
+	}
+	b.ReportMetric(float64(check.Microseconds())/float64(b.N), "µs/check")
+	b.ReportMetric(float64(step.Microseconds())/float64(b.N), "µs/step")
 }
