@@ -12,8 +12,8 @@ import (
 
 // Probe tries acts of which the rules allow none, before and after the thread is
 // restricted. What works before, and afterwards fails as Landlock makes it fail,
-// is enforced. What does not work before (the C library's root directory is closed
-// to the user, /tmp is missing) proves nothing and is left out.
+// is enforced. What does not work before (there is no /tmp, say, or the kernel does
+// not know the flag of execveat) proves nothing and is left out.
 type Probe struct {
 	trials []trial
 	socket int // an abstract Unix socket from before
