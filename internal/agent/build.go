@@ -145,6 +145,10 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 	if err := set.Validate(); err != nil {
 		return launch.Spec{}, fmt.Errorf("%s: %s.limits: %w", cfg.Where(key+".limits"), key, err)
 	}
+	landlock, err := landlockSpec(cfg, svc)
+	if err != nil {
+		return launch.Spec{}, err
+	}
 	return launch.Spec{
 		Service:      name,
 		User:         svc.User,
@@ -157,6 +161,7 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 		Seccomp:      profile,
 		Environment:  slices.Concat(profileEnvironment(svc.Profile), svc.Environment),
 		OOMScoreAdj:  svc.OOMScoreAdj,
+		Landlock:     landlock,
 	}, nil
 }
 

@@ -17,6 +17,7 @@ type prepared struct {
 	identity    Identity
 	filter      *sandbox.Filter
 	environment environment
+	landlock    *landlockStage
 }
 
 // Check finds every reason to refuse a launch that can be known before it, and
@@ -28,10 +29,11 @@ func Check(ctx context.Context, spec Spec) (Identity, error) {
 	if failure != nil {
 		return Identity{}, failure
 	}
+	p.landlock.close()
 	return p.identity, nil
 }
 
-// prepare runs the checks in the order of the exit codes.
+// prepare runs the checks.
 func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 	p := &prepared{}
 	var self sandbox.Status
@@ -65,6 +67,11 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 		}},
 		{StepEnvironment, func() (err error) {
 			p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.Environment)
+			return err
+		}},
+		// The last one: it holds descriptors.
+		{StepLandlock, func() (err error) {
+			p.landlock, err = checkLandlock(ctx, spec)
 			return err
 		}},
 	}

@@ -15,6 +15,7 @@ const (
 	layerCapabilities = "capabilities"
 	LayerLimits       = "rlimits"
 	layerSeccomp      = "seccomp"
+	LayerLandlock     = "landlock"
 )
 
 // Finding is one thing a process was asked for: what was wanted and what the

@@ -8,7 +8,8 @@
 // and as whom. [Exec] does it and returns only on failure, with an [*Error] that
 // carries the step and the process exit code. [Verify] reads from the kernel
 // what one live process really is and compares it with the Spec; [Tree] lists
-// the processes of a service.
+// the processes of a service. [ReadLandlock] is what the launch of a process has
+// probed of its Landlock domain, of which the kernel shows nothing.
 //
 // # Design
 //
@@ -19,7 +20,7 @@
 // of the steps is read back from /proc/thread-self/status before execve, and
 // again by Verify from the process that came out of it.
 //
-// Credentials, capabilities, no_new_privs and seccomp belong to a thread. Exec
+// Credentials, capabilities, no_new_privs, Landlock and seccomp belong to a thread. Exec
 // therefore ties the work to one thread, which gives everything up and calls
 // execve; the kernel ends all others there and then. They stay as they are until
 // that moment, so a failure can be reported whatever the limits and the filter

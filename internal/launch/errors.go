@@ -9,7 +9,9 @@ import (
 // Step names one step of the launch.
 type Step string
 
-// The steps in their order. Up to StepEnvironment nothing has changed.
+// The steps in their order, those of Landlock aside: StepLandlock is the last one
+// before StepUmask, StepLandlockLoad follows StepReadBack. Up to StepLandlock
+// nothing has changed.
 const (
 	StepSpec         Step = "spec"
 	StepPrivilege    Step = "privilege"
@@ -35,6 +37,9 @@ const (
 	StepDescriptors    Step = "descriptors"
 	StepSeccompLoad    Step = "seccomp-load"
 	StepExec           Step = "exec"
+
+	StepLandlock     Step = "landlock"
+	StepLandlockLoad Step = "landlock-load"
 )
 
 // codes is the table of exit codes. They are part of the command line's
@@ -65,6 +70,9 @@ var codes = map[Step]int{
 	StepDescriptors:    91, // inherited descriptors not closed
 	StepSeccompLoad:    92, // the kernel refused the filter
 	StepExec:           93, // execve failed
+
+	StepLandlock:     94, // not supported by the kernel, a declared path is missing or must not be written to
+	StepLandlockLoad: 95, // the kernel refused the rules, or they do not hold
 }
 
 // Error is a launch that did not happen.
@@ -80,7 +88,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Code is the exit code of a process whose launch failed with e: 71 to 93, one
+// Code is the exit code of a process whose launch failed with e: 71 to 95, one
 // for each step.
 func (e *Error) Code() int { return codes[e.Step] }
 

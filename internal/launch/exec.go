@@ -48,6 +48,7 @@ func become(ctx context.Context, spec Spec) *Error {
 	if failure != nil {
 		return failure
 	}
+	p.landlock.openRecord(ctx)
 	for _, s := range steps(ctx, spec, p) {
 		err := ctx.Err()
 		if err == nil {
@@ -100,6 +101,10 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// Last moment at which reading procfs is sure to be allowed, first at
 		// which there is nothing left to lose.
 		{StepReadBack, func() error { return readBack(ctx, id, keep) }},
+
+		// After no_new_privs, without which the kernel takes no rules, and as the
+		// service's user, whom the probes must be allowed by everything else.
+		{StepLandlockLoad, p.landlock.enforce},
 
 		// Late: a pending signal may end this process as soon as it is let in.
 		{StepSignals, resetSignals},

@@ -12,10 +12,8 @@ import (
 // Spec says what to launch and how to confine it. It is not modified.
 //
 // Helpers are declared programs: pgpool's failover script, say. Check makes sure
-// that nobody but root can have changed them, and that is all. Nothing here keeps
-// the service from executing something else: that is for a layer that sees
-// execve's path, and no process may be called confined to its helpers until one
-// does.
+// that nobody but root can have changed them. What keeps the service from
+// executing anything else is Landlock, as far as its package comment says.
 type Spec struct {
 	Service      string          // its name in the configuration, for messages
 	User         string          // a name or a number with an entry in passwd
@@ -26,8 +24,9 @@ type Spec struct {
 	Limits       limits.Set      // the others stay as inherited
 	Capabilities sandbox.CapSet  // kept and made ambient; usually none
 	Seccomp      sandbox.Profile // always enforced
-	Environment  []string        // NAME=value, on top of the allow-list
-	OOMScoreAdj  *int            // -1000..1000, proc(5); nil leaves it
+	Landlock     Landlock
+	Environment  []string // NAME=value, on top of the allow-list
+	OOMScoreAdj  *int     // -1000..1000, proc(5); nil leaves it
 }
 
 // Identity is who a service runs as, numbers as the kernel knows them.

@@ -33,6 +33,7 @@ type Service struct {
 	Environment  []string       `yaml:"environment,omitempty"`
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
 	Helpers      []string       `yaml:"helpers,omitempty"`
+	Landlock     map[string]any `yaml:"landlock,omitempty"`
 
 	MaxConnections int `yaml:"max_connections,omitempty"`
 
@@ -65,7 +66,7 @@ func PeerOf(h *Host, role string) Peer {
 
 // ServiceOf describes a cluster as a service of the postgres profile.
 func ServiceOf(c *Cluster) Service {
-	return Service{Profile: "postgres", User: c.User.Username, Command: c.Command()}
+	return Service{Profile: "postgres", User: c.User.Username, Command: c.Command(), Landlock: map[string]any{"write": []string{c.Socket}}}
 }
 
 // YAML renders peers.yaml. Pure.

@@ -38,8 +38,10 @@ type InstanceSpec struct {
 	Services bool   // postgres and pgpool run
 	// Unprotected leaves the agents stopped, and starts the services without them: the control of every experiment.
 	Unprotected bool
-	LoadBalance bool              // pgpool sends reading statements to the standby as well
-	Settings    map[string]string // more settings of postgresql.conf on both postgres nodes, values as written there
+	// WithoutLandlock lets postgres execute what it likes: for attacks that another layer is to stop.
+	WithoutLandlock bool
+	LoadBalance     bool              // pgpool sends reading statements to the standby as well
+	Settings        map[string]string // more settings of postgresql.conf on both postgres nodes, values as written there
 
 	// What the agents' files say; see AgentConfig.
 	Backend, Interval, Scope string
@@ -182,6 +184,9 @@ func (in *Instance) service(node string) (name string, s Service, ok bool) {
 		return "", Service{}, false
 	case i < pgCount:
 		name, s = "postgres", ServiceOf(in.Postgres[i])
+		if in.spec.WithoutLandlock {
+			s.Landlock = map[string]any{"mode": "off"}
+		}
 	default:
 		name, s = "pgpool", PoolServiceOf(in.Pools[i-pgCount])
 	}

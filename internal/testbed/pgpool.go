@@ -185,7 +185,8 @@ func (p *Pgpool) Command() []string {
 // PoolServiceOf describes a pgpool as a service of the pgpool profile, with what its failover command runs.
 func PoolServiceOf(p *Pgpool) Service {
 	return Service{Profile: "pgpool", User: p.User.Username, Command: p.Command(),
-		Helpers: []string{p.Failover, p.psql()},
+		Helpers:  []string{p.Failover, p.psql()},
+		Landlock: map[string]any{"read": []string{p.Dir}, "write": []string{p.Socket, p.State}},
 	}
 }
 

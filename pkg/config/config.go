@@ -83,7 +83,8 @@ type Service struct {
 	// agent asks the program. The limits of service flows are derived from it.
 	MaxConnections int
 	// Helpers are the absolute paths of other programs that it may run.
-	Helpers []string
+	Helpers  []string
+	Landlock Landlock
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -275,6 +276,7 @@ type rawService struct {
 	StopTimeout    time.Duration  `mapstructure:"stop_timeout"`
 	MaxConnections int            `mapstructure:"max_connections"`
 	Helpers        []string       `mapstructure:"helpers"`
+	Landlock       rawLandlock    `mapstructure:"landlock"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -322,7 +324,7 @@ func (raw rawService) service(name string) Service {
 		Name: name, Profile: raw.Profile, User: raw.User, Groups: raw.Groups, Command: raw.Command,
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
-		Limits: make(map[string]Limit, len(raw.Limits)),
+		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

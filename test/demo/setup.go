@@ -11,7 +11,7 @@ import (
 func (d *demo) build(ctx context.Context) error {
 	d.say("initdb, a standby, three pgpools, and pghardend itself …")
 	var err error
-	d.in, err = testbed.NewInstance(ctx, testbed.InstanceSpec{Name: "demo", Services: true})
+	d.in, err = testbed.NewInstance(ctx, testbed.InstanceSpec{Name: "demo", Services: true, WithoutLandlock: true})
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,6 @@ func TestSliceProcessDrift(t *testing.T) {
 	})
 	t.Run("limit of the postmaster", func(t *testing.T) { limitDrift(t, s, pid) })
 	t.Run("limit of a child", func(t *testing.T) { limitDrift(t, s, child) })
-	t.Run("a program that is not root's", func(t *testing.T) { foreignProgram(t, s) })
 
 	// What the configuration says now counts from the next start on.
 	t.Run("a change of the configuration is no drift", func(t *testing.T) {
@@ -123,9 +122,12 @@ func mayChangeLimits(t *testing.T) bool {
 	return set&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
-// foreignProgram: a superuser runs what he has made himself. Nobody can put that
-// back, and it is reported and not restarted.
-func foreignProgram(t *testing.T, s *slice) {
+// A superuser runs what he has made himself, where no layer keeps him from it.
+// Nobody can put that back, and it is reported and not restarted.
+func TestSliceForeignProgram(t *testing.T) {
+	s := newSlice(t, "nft", nil)
+	s.configure(withoutLandlock)
+	s.start()
 	program := filepath.Join(s.cluster.Data, "evil")
 	data, err := os.ReadFile("/usr/bin/sleep")
 	must(t, err)

@@ -46,8 +46,12 @@ type launchInput struct {
 	Environment  []string
 	OOMScoreAdj  *int
 	Profile      string // text of a seccomp profile; "": the one of postgres
-	NoSeccomp    bool   // play a kernel without seccomp filters
-	Busy         bool   // keep all threads busy, so that goroutines move between them
+	Landlock     launch.Landlock
+	NoLandlock   bool // play a kernel without Landlock
+	// FalseLandlock plays one that only says that it enforces the rules.
+	FalseLandlock bool
+	NoSeccomp     bool // play a kernel without seccomp filters
+	Busy          bool // keep all threads busy, so that goroutines move between them
 }
 
 // launchNoSeccomp makes seccomp(2) and prctl(2) answer this process the way a
@@ -65,6 +69,10 @@ func launchNoSeccomp() error {
 		{Code: unix.BPF_RET | unix.BPF_K, K: fail | uint32(unix.EINVAL)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 	}
+	return loadFilter(program)
+}
+
+func loadFilter(program []unix.SockFilter) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
@@ -146,6 +154,16 @@ func launchExec(file string) error {
 			return err
 		}
 	}
+	if in.NoLandlock {
+		if err := launchNoLandlock(); err != nil {
+			return err
+		}
+	}
+	if in.FalseLandlock {
+		if err := launchFalseLandlock(); err != nil {
+			return err
+		}
+	}
 	if in.Busy {
 		launchShuffle()
 	}
@@ -188,6 +206,7 @@ func (in launchInput) spec() (launch.Spec, error) {
 	return launch.Spec{
 		Service: "test", User: in.User, Groups: in.Groups, Command: in.Command, Helpers: in.Helpers, DataDir: in.DataDir, Limits: in.Limits,
 		Capabilities: caps, Seccomp: profile, Environment: in.Environment, OOMScoreAdj: in.OOMScoreAdj,
+		Landlock: in.Landlock,
 	}, nil
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"os/user"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -86,6 +88,32 @@ func newSlice(t *testing.T, backend string, settings map[string]string) *slice {
 	s.agent, err = testbed.NewAgent(ctx, s.node, s.cfg)
 	must(t, err)
 	return s
+}
+
+// configure changes the service of a slice whose agent does not run yet.
+func (s *slice) configure(change func(*testbed.Service)) {
+	s.t.Helper()
+	service := s.cfg.Services["postgres"]
+	change(&service)
+	s.cfg.Services["postgres"] = service
+	must(s.t, s.agent.WriteConfig(s.cfg))
+}
+
+// withoutLandlock leaves a service every layer but one: it may execute what it likes.
+func withoutLandlock(s *testbed.Service) { s.Landlock = map[string]any{"mode": "off"} }
+
+// withPrograms lets a service execute programs, as what they are behind all links.
+func withPrograms(t *testing.T, names ...string) func(*testbed.Service) {
+	t.Helper()
+	return func(s *testbed.Service) {
+		for _, name := range names {
+			path, err := exec.LookPath(name)
+			must(t, err)
+			path, err = filepath.EvalSymlinks(path)
+			must(t, err)
+			s.Helpers = append(s.Helpers, path)
+		}
+	}
 }
 
 // startSlice also starts the daemon and waits until PostgreSQL is ready, and what it says of its size in the rules: what

@@ -50,7 +50,9 @@ func TestSliceWorkUnderFilter(t *testing.T) {
 
 // Archive scripts limit and await what they start. Without rt_sigsuspend a shell's wait and timeout(1) would spin for ever.
 func TestSliceScriptsUnderFilter(t *testing.T) {
-	s := startSlice(t, "nft")
+	s := newSlice(t, "nft", nil)
+	s.configure(withPrograms(t, "sh", "bash", "timeout", "sleep", "echo"))
+	s.start()
 	for _, tc := range []struct{ program, wrong string }{
 		{"timeout 20 echo done", ""},
 		{"timeout 0.2 sleep 300", "exited with exit code 124"},
@@ -81,6 +83,7 @@ func initdbConfined(t *testing.T, s *slice, trace string) {
 	cfg := s.cfg
 	service := cfg.Services["postgres"]
 	service.Command = []string{filepath.Join(s.cluster.BinDir, "initdb"), "-D", dir, "--no-sync", "--auth=trust", "--locale=C.UTF-8", "-E", "UTF8"}
+	withPrograms(t, "sh", filepath.Join(s.cluster.BinDir, "postgres"))(&service)
 	cfg.Services = map[string]testbed.Service{"postgres": service}
 	a, err := testbed.NewAgent(s.ctx, s.node, cfg)
 	must(t, err)
