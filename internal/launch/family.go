@@ -156,7 +156,7 @@ func familyFinding(k kin, h household, all map[int]look) Finding {
 		parent := all[k.pid].status.PPID
 		f.Got = fmt.Sprintf("%s; its parent is %d", strings.Join(k.why, ", "), parent)
 		if p, ok := all[parent]; ok {
-			f.Got += " (" + shown(p.program.path) + ")"
+			f.Got += " (" + shown(p.status.Name) + ")"
 		}
 	}
 	return f

@@ -100,15 +100,20 @@ type proofProcess struct {
 	lines *bufio.Reader
 }
 
-// startProof starts one and waits for its "ready"; it ends with the test.
-func startProof(t *testing.T, role proofRole) proofProcess {
+func proofText(t *testing.T, role proofRole) string {
 	t.Helper()
 	text, err := json.Marshal(role)
 	must(t, err)
+	return string(text)
+}
+
+// startProof starts one and waits for its "ready"; it ends with the test.
+func startProof(t *testing.T, role proofRole) proofProcess {
+	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), proofVariable+"="+string(text))
+	cmd.Env = append(os.Environ(), proofVariable+"="+proofText(t, role))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	must(t, err)
