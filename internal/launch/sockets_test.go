@@ -76,13 +76,13 @@ func FuzzParseUnix(f *testing.F) {
 
 // Sockets of this process are found in the lists, and told from one another.
 func TestReadSockets(t *testing.T) {
-	tcp, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not block
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	wantNone(t, err)
 	defer tcp.Close()
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // it does not block
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	wantNone(t, err)
 	defer udp.Close()
-	abstract, err := net.Listen("unix", "@pghardend-test") //nolint:noctx // it does not block
+	abstract, err := net.Listen("unix", "@pghardend-test")
 	wantNone(t, err)
 	defer abstract.Close()
 	table, err := readSockets(context.Background(), os.Getpid())
@@ -98,7 +98,7 @@ func TestReadSockets(t *testing.T) {
 		t.Errorf("got %+v", f)
 	}
 	for _, inode := range l.sockets {
-		if kind := oddSocket(os.Getpid(), l, inode, socketTable{}); kind != "" {
+		if kind := oddSocket(os.Getpid(), inode, socketTable{}); kind != "" {
 			t.Errorf("an ordinary socket is taken for one of %s", kind)
 		}
 	}

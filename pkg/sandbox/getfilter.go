@@ -145,7 +145,7 @@ func (t tracee) attach(ctx context.Context) error {
 		if !sameProgram(tracer) || time.Now().After(end) || ctx.Err() != nil {
 			return attachError(ctx, tracer)
 		}
-		time.Sleep(time.Millisecond)
+		nap(ctx, time.Millisecond)
 	}
 	// From here on the number cannot go to another thread.
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", t.pid, t.tid)); err != nil || hasEnded(t.pidfd) {
@@ -186,7 +186,7 @@ func (t tracee) stop(ctx context.Context) (unix.Signal, error) {
 	} else if err != nil {
 		return 0, fmt.Errorf("cannot stop it: %w", err)
 	}
-	nap := 20 * time.Microsecond
+	pause := 20 * time.Microsecond
 	for end := time.Now().Add(stopPatience); ; {
 		var status unix.WaitStatus
 		got, err := unix.Wait4(t.tid, &status, unix.WALL|unix.WNOHANG, nil)
@@ -205,9 +205,16 @@ func (t tracee) stop(ctx context.Context) (unix.Signal, error) {
 		case time.Now().After(end):
 			return 0, fmt.Errorf("it did not stop within %s; it may wait for a disk", stopPatience)
 		default:
-			time.Sleep(nap)
-			nap = min(2*nap, 5*time.Millisecond)
+			nap(ctx, pause)
+			pause = min(2*pause, 5*time.Millisecond)
 		}
+	}
+}
+
+func nap(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
