@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -97,6 +98,7 @@ func proofLonely(program []unix.SockFilter) error {
 // proofProcess is a process that plays a role.
 type proofProcess struct {
 	pid   int
+	out   *os.File
 	lines *bufio.Reader
 }
 
@@ -117,21 +119,25 @@ func startProof(t *testing.T, role proofRole) proofProcess {
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	must(t, err)
-	out, err := cmd.StdoutPipe()
+	out, writer, err := os.Pipe()
 	must(t, err)
+	cmd.Stdout = writer
 	must(t, cmd.Start())
+	writer.Close()
 	t.Cleanup(func() {
 		in.Close()
 		_ = cmd.Process.Kill() // it may be stopped
 		_ = cmd.Wait()
+		out.Close()
 	})
-	p := proofProcess{cmd.Process.Pid, bufio.NewReader(out)}
+	p := proofProcess{cmd.Process.Pid, out, bufio.NewReader(out)}
 	p.says(t, "ready")
 	return p
 }
 
 func (p proofProcess) says(t *testing.T, want string) {
 	t.Helper()
+	must(t, p.out.SetReadDeadline(time.Now().Add(20*time.Second)))
 	if line, err := p.lines.ReadString('\n'); strings.TrimSpace(line) != want {
 		t.Fatalf("process %d said %q, want %s: %v", p.pid, line, want, err)
 	}
