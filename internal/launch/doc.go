@@ -10,8 +10,8 @@
 // what one live process really is and compares it with the Spec; [Tree] lists
 // the descendants of one. [Examine] does that for all processes of all services,
 // finds those that descend from nothing of theirs, and looks at more: the loaded
-// filters, threads, environment, open ports. [ReadLandlock] is what the launch of a process has
-// probed of its Landlock domain, of which the kernel shows nothing.
+// filters, threads, environment, open ports. [ReadLandlock] is what the launch of
+// a process has probed of its Landlock domain, of which the kernel shows nothing.
 //
 // # Design
 //
