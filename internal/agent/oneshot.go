@@ -14,7 +14,6 @@ import (
 	"github.com/pghardend/pghardend/internal/launch"
 	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/internal/supervise"
-	"github.com/pghardend/pghardend/pkg/config"
 	"github.com/pghardend/pghardend/pkg/firewall"
 	"github.com/pghardend/pghardend/pkg/sysctl"
 )
@@ -245,10 +244,12 @@ func applyRules(ctx context.Context, d Desired, allowed func() error) (Changes, 
 
 // Verification is what `verify` prints.
 type Verification struct {
-	OK       bool             `json:"ok"`
-	Problems []string         `json:"problems"`
-	Services []VerifiedSvc    `json:"services"`
-	Findings []launch.Finding `json:"findings"`
+	OK       bool          `json:"ok"`
+	Problems []string      `json:"problems"`
+	Services []VerifiedSvc `json:"services"`
+	// Processes are all that belong to the services, strays too.
+	Processes []launch.Process `json:"processes"`
+	Findings  []launch.Finding `json:"findings"`
 }
 
 // VerifiedSvc is one service that was looked at.
@@ -259,9 +260,10 @@ type VerifiedSvc struct {
 }
 
 // Verify compares every live process of the services (or of the one named) and
-// the rules with the files. It asks the kernel, not the daemon.
-func Verify(ctx context.Context, configFile, service string) (Verification, error) {
-	v := Verification{Problems: []string{}, Services: []VerifiedSvc{}, Findings: []launch.Finding{}}
+// the rules with the files. It asks the kernel, not the daemon. With deep the
+// seccomp filter of each process is read, see launch.Examine.
+func Verify(ctx context.Context, configFile, service string, deep bool) (Verification, error) {
+	v := Verification{Problems: []string{}, Services: []VerifiedSvc{}, Processes: []launch.Process{}, Findings: []launch.Finding{}}
 	d, in, err := loadAsked(ctx, configFile)
 	if err != nil {
 		return v, err
@@ -272,12 +274,7 @@ func Verify(ctx context.Context, configFile, service string) (Verification, erro
 		}
 	}
 	v.addNode(ctx, d, in)
-	for i, spec := range d.Services {
-		if service != "" && spec.Service != service {
-			continue
-		}
-		v.addService(ctx, d.Config, d.Config.Services[i], spec)
-	}
+	v.addServices(ctx, d, service, deep)
 	v.OK = len(v.Problems) == 0
 	return v, nil
 }
@@ -303,31 +300,6 @@ func (v *Verification) addNode(ctx context.Context, d Desired, in input) {
 	} else if !cuts.Empty() {
 		v.Problems = append(v.Problems, "netfilter: connections that the rules would not let begin:\n"+cuts.String())
 	}
-}
-
-func (v *Verification) addService(ctx context.Context, cfg config.Config, svc config.Service, spec launch.Spec) {
-	pid, err := supervise.Find(ctx, superviseSpec(cfg, svc))
-	if err == nil && pid == 0 {
-		err = errors.New("not running")
-	}
-	if err != nil {
-		v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", svc.Name, err))
-		return
-	}
-	findings, processes, err := verifyTree(ctx, spec, pid)
-	if err != nil {
-		v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", svc.Name, err))
-		return
-	}
-	domain, err := launch.ReadLandlock(ctx, spec, pid)
-	if err != nil {
-		v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", svc.Name, err))
-		return
-	}
-	findings = append(findings, domain.Findings(pid)...)
-	v.Services = append(v.Services, VerifiedSvc{Name: svc.Name, PID: pid, Processes: processes})
-	v.Findings = append(v.Findings, findings...)
-	v.Problems = append(v.Problems, failures(svc.Name, findings)...)
 }
 
 // Teardown removes our rules and sets from both backends and leaves sysctls as

@@ -53,6 +53,11 @@ func TestPrintVerification(t *testing.T) {
 service postgres: 2 processes, the first is 7
 all 1 checks passed; rules, sets and sysctls equal the plan
 `},
+		{agent.Verification{OK: true, Processes: []launch.Process{{PID: 7, Parent: 1, Role: "first", Program: "/p", Threads: 1, Cgroup: "0::/x", Listens: []string{"tcp [::]:1"}}}},
+			`PID  PARENT  ROLE   THREADS  OOM  PROGRAM  CGROUP  LISTENS
+7    1       first  1        0    /p       0::/x   tcp [::]:1
+all 0 checks passed; rules, sets and sysctls equal the plan
+`},
 		{agent.Verification{Services: services, Findings: []launch.Finding{finding, bad}, Problems: []string{"process 8: seccomp mode is 0, not 2", "netfilter: differs\n"}}, `PID  LAYER    CHECK  WANT  GOT  OK
 7    seccomp  mode   2     2    yes
 8    seccomp  mode   2     0    NO

@@ -8,8 +8,10 @@
 // and as whom. [Exec] does it and returns only on failure, with an [*Error] that
 // carries the step and the process exit code. [Verify] reads from the kernel
 // what one live process really is and compares it with the Spec; [Tree] lists
-// the processes of a service. [ReadLandlock] is what the launch of a process has
-// probed of its Landlock domain, of which the kernel shows nothing.
+// the descendants of one. [Examine] does that for all processes of all services,
+// finds those that descend from nothing of theirs, and looks at more: the loaded
+// filters, threads, environment, open ports. [ReadLandlock] is what the launch of
+// a process has probed of its Landlock domain, of which the kernel shows nothing.
 //
 // # Design
 //
@@ -46,7 +48,7 @@
 //
 // # Thread safety
 //
-// Check, Verify and Tree are safe for concurrent use. Exec changes the whole
+// Check, Verify, Examine and Tree are safe for concurrent use. Exec changes the whole
 // process and must be called at most once, by a program that does nothing else
 // and exits if Exec returns.
 //

@@ -44,6 +44,11 @@ func Verify(ctx context.Context, spec Spec, pid int) ([]Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot verify process %d of service %s: %w", pid, spec.Service, err)
 	}
+	return verifyAs(ctx, spec, id, pid)
+}
+
+// verifyAs is Verify for who has looked up the identity already.
+func verifyAs(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		err = ErrVanished

@@ -8,7 +8,7 @@
 // [Filter.Load] puts it on the calling thread. [ParseCapabilities] turns names
 // into a [CapSet], which [DropBounding] and [SetCapabilities] leave as all that
 // a process can have. [ReadStatus] returns what the kernel says about a live
-// process.
+// process, and [LoadedFilters] the filters that it is under.
 //
 // The launch stage calls, on one locked thread and in this order: DropBounding,
 // KeepCaps(true), the change of user, SetCapabilities, NoNewPrivs, Filter.Load,

@@ -18,6 +18,7 @@ import (
 type Status struct {
 	Name            string // of the command; the kernel's escapes (\n, \\) are kept
 	PID, PPID, TGID int    // PID is the thread's id, TGID the process's
+	TracerPID       int    // the thread that traces it, ptrace(2); 0 for none
 	// Real, effective, saved set and filesystem id.
 	UIDs, GIDs [4]uint32
 	Groups     []uint32 // supplementary groups
@@ -37,6 +38,15 @@ func ReadStatus(ctx context.Context, pid int) (Status, error) {
 	if pid != 0 {
 		file = fmt.Sprintf("/proc/%d/status", pid)
 	}
+	return readStatusFile(ctx, file)
+}
+
+// ReadThreadStatus is ReadStatus for any thread of a process.
+func ReadThreadStatus(ctx context.Context, pid, tid int) (Status, error) {
+	return readStatusFile(ctx, fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
+}
+
+func readStatusFile(ctx context.Context, file string) (Status, error) {
 	if err := ctx.Err(); err != nil {
 		return Status{}, fmt.Errorf("cannot read %s: %w", file, err)
 	}
@@ -64,6 +74,7 @@ var statusFields = map[string]statusField{
 	"Umask":           func(s *Status, v string) error { return parseUint(&s.Umask, v, 8, 32) },
 	"Pid":             func(s *Status, v string) error { return parseInt(&s.PID, v) },
 	"PPid":            func(s *Status, v string) error { return parseInt(&s.PPID, v) },
+	"TracerPid":       func(s *Status, v string) error { return parseInt(&s.TracerPID, v) },
 	"Tgid":            func(s *Status, v string) error { return parseInt(&s.TGID, v) },
 	"Uid":             func(s *Status, v string) error { return parseIDs(&s.UIDs, v) },
 	"Gid":             func(s *Status, v string) error { return parseIDs(&s.GIDs, v) },
