@@ -6,8 +6,8 @@ package policies
 
 import "embed"
 
-// FS has seccomp/NAME.json (OCI runtime-spec "linux.seccomp" objects), landlock/NAME.yaml,
+// FS has seccomp/NAME.json (OCI runtime-spec "linux.seccomp" objects), landlock/NAME.yaml, mounts/system.yaml,
 // network/flows.yaml and sysctl/network.conf (sysctl.d(5)). It is read-only and safe for concurrent use.
 //
-//go:embed seccomp/*.json landlock/*.yaml network/flows.yaml sysctl/network.conf
+//go:embed seccomp/*.json landlock/*.yaml mounts/system.yaml network/flows.yaml sysctl/network.conf
 var FS embed.FS

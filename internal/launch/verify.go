@@ -123,6 +123,11 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 	findings := compareStatus(status, id, spec.Capabilities, lastCap)
 	findings = append(findings, compareSeccomp(status)...)
 	findings = append(findings, compareLimits(pid, spec.Limits, set)...)
+	mounted, err := ReadMounts(ctx, spec, pid)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, mounted.Findings(pid)...)
 	child := childOfService(ctx, id, status)
 	return append(findings, compareProgram(pid, spec.Command[0], exe, child)), nil
 }

@@ -1,0 +1,82 @@
+package mounts
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Result is what one demand came to.
+type Result struct {
+	Check string // noexec, nosuid, nodev, read-only, hidden
+	Want  string
+	Got   string // the same as Want if OK
+	OK    bool
+}
+
+// Check compares a table with the layout, demand by demand.
+func (l Layout) Check(t Table) []Result {
+	var exec, suid, dev, writable, shown []string
+	for _, m := range t {
+		if !m.Has("noexec") && (!m.Has("ro") || !within(m.Point, l.exec)) {
+			exec = append(exec, m.text())
+		}
+		if !m.Has("nosuid") {
+			suid = append(suid, m.text())
+		}
+		if !m.Has("nodev") && !slices.Contains(l.devices, m.Point) {
+			dev = append(dev, m.text())
+		}
+	}
+	for _, place := range l.sealed() {
+		if m, ok := t.At(place); !ok || !m.Has("ro") {
+			writable = append(writable, place)
+		}
+	}
+	for _, place := range l.hide {
+		if m, ok := t.At(place); !ok || m.Point != place || m.Source != hiddenSource || !m.Has("ro") {
+			shown = append(shown, place)
+		}
+	}
+	for _, place := range l.write {
+		if m, ok := t.At(place); !ok || !m.Has("noexec") { // also if the table as such makes no sense
+			exec = append(exec, place)
+		}
+	}
+	out := []Result{
+		result("noexec", "everywhere but "+l.ExecText(), "executable: ", exec),
+		result("nosuid", "everywhere", "not on ", suid),
+		result("nodev", "everywhere but "+strings.Join(l.devices, ", "), "not on ", dev),
+		result("read-only", strings.Join(l.sealed(), ", "), "writable: ", writable),
+	}
+	if len(l.hide) > 0 {
+		out = append(out, result("hidden", strings.Join(l.hide, ", "), "visible: ", shown))
+	}
+	return out
+}
+
+// maxNamed keeps a host with hundreds of mounts from filling a message.
+const maxNamed = 3
+
+func result(check, want, trouble string, offenders []string) Result {
+	if len(offenders) == 0 {
+		return Result{check, want, want, true}
+	}
+	slices.Sort(offenders)
+	offenders = slices.Compact(offenders)
+	got := trouble + strings.Join(offenders[:min(maxNamed, len(offenders))], ", ")
+	if more := len(offenders) - maxNamed; more > 0 {
+		got += fmt.Sprintf(" and %d more", more)
+	}
+	return Result{check, want, got, false}
+}
+
+// text is a mount for people; a mount point may hold anything.
+func (m Mount) text() string {
+	point := m.Point
+	if quoted := strconv.Quote(point); quoted != `"`+point+`"` {
+		point = quoted
+	}
+	return point + " (" + strings.Join(m.Options, ",") + ")"
+}
