@@ -30,8 +30,8 @@ func mountsSpec(cfg config.Config, svc config.Service) (launch.Mounts, error) {
 	}
 	m.Paths = mounts.Spec{
 		Exec: slices.Concat(system.Exec, svc.Mounts.Exec), ReadOnly: system.ReadOnly, Devices: system.Devices,
-		// Not the service's business: the control socket, the configuration, what is known of other services.
-		Hide: []string{cfg.RuntimeDir, cfg.StateDir},
+		// The control socket, copies of the configuration, what is known of other services.
+		Hide: append([]string{cfg.RuntimeDir, cfg.StateDir}, system.Hide...),
 	}
 	if svc.DataDir != "" {
 		m.Paths.Write = append(m.Paths.Write, svc.DataDir)
@@ -54,6 +54,7 @@ type systemLayout struct {
 	Exec     []string `yaml:"exec"`
 	ReadOnly []string `yaml:"read_only"`
 	Devices  []string `yaml:"devices"`
+	Hide     []string `yaml:"hide"`
 }
 
 func systemMounts() (systemLayout, error) {

@@ -121,8 +121,12 @@ func (s *mountStage) enter(ctx context.Context, sockets int) error {
 	if s == nil {
 		return nil
 	}
+	var foreign []int
 	for fd := range firstPassed + sockets {
-		if err := mounts.Quiet(fd); err != nil {
+		err := mounts.Quiet(fd)
+		if errors.Is(err, mounts.ErrForeign) {
+			foreign = append(foreign, fd)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -134,6 +138,11 @@ func (s *mountStage) enter(ctx context.Context, sockets int) error {
 	if err := s.layout.Enter(); err != nil {
 		return err
 	}
+	for _, fd := range foreign {
+		if err := mounts.QuietByPath(fd); err != nil {
+			return err
+		}
+	}
 	after, err := os.Readlink(namespace)
 	if err != nil {
 		return fmt.Errorf("cannot read the mount namespace: %w", err)
@@ -141,6 +150,11 @@ func (s *mountStage) enter(ctx context.Context, sockets int) error {
 	if after == before {
 		return fmt.Errorf("the mount namespace is %s as before", after)
 	}
+	return s.readBack(ctx)
+}
+
+// readBack compares the calling thread's mounts with what was asked for.
+func (s *mountStage) readBack(ctx context.Context) error {
 	table, err := mounts.ReadTable(ctx, 0)
 	if err != nil {
 		return err

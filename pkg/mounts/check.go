@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Result is what one demand came to.
@@ -19,13 +21,17 @@ type Result struct {
 func (l Layout) Check(t Table) []Result {
 	var exec, suid, dev, writable, shown []string
 	for _, m := range t {
-		if !m.Has("noexec") && (!m.Has("ro") || !within(m.Point, l.exec)) {
+		lacks := l.lacks(m)
+		if lacks == 0 || !t.reachable(m) {
+			continue
+		}
+		if lacks&unix.MOUNT_ATTR_NOEXEC != 0 {
 			exec = append(exec, m.text())
 		}
-		if !m.Has("nosuid") {
+		if lacks&unix.MOUNT_ATTR_NOSUID != 0 {
 			suid = append(suid, m.text())
 		}
-		if !m.Has("nodev") && !slices.Contains(l.devices, m.Point) {
+		if lacks&unix.MOUNT_ATTR_NODEV != 0 {
 			dev = append(dev, m.text())
 		}
 	}
@@ -54,6 +60,28 @@ func (l Layout) Check(t Table) []Result {
 		out = append(out, result("hidden", strings.Join(l.hide, ", "), "visible: ", shown))
 	}
 	return out
+}
+
+// lacks are the flags that a mount should have and does not.
+func (l Layout) lacks(m Mount) uint64 {
+	var flags uint64
+	if !m.Has("noexec") && (!m.Has("ro") || !within(m.Point, l.exec)) {
+		flags |= unix.MOUNT_ATTR_NOEXEC
+	}
+	if !m.Has("nosuid") {
+		flags |= unix.MOUNT_ATTR_NOSUID
+	}
+	if !m.Has("nodev") && !slices.Contains(l.devices, m.Point) {
+		flags |= unix.MOUNT_ATTR_NODEV
+	}
+	return flags
+}
+
+// reachable says whether a path leads to a mount: what is hidden or covered by others
+// still arrives from the host, to no effect.
+func (t Table) reachable(m Mount) bool {
+	at, ok := t.At(m.Point)
+	return !ok || at.ID == m.ID // a table without a root proves nothing
 }
 
 // maxNamed keeps a host with hundreds of mounts from filling a message.

@@ -127,18 +127,24 @@ func (t Table) At(path string) (Mount, bool) {
 	return t[current], true
 }
 
-// Own says whether a process has a mount namespace other than the caller's and the
-// first process's. Root is needed to ask for another user's.
+// Own says whether a process has a mount namespace other than the caller's and,
+// where the caller may ask for that (in a container it may not), the first process's.
+// Root is needed to ask for another user's.
 func Own(ctx context.Context, pid int) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	names := make([]string, 3)
-	for i, file := range []string{procFile(pid, "ns/mnt"), "/proc/self/ns/mnt", "/proc/1/ns/mnt"} {
-		var err error
-		if names[i], err = os.Readlink(file); err != nil {
-			return false, fmt.Errorf("cannot read %s: %w", file, err)
-		}
+	own, err := os.Readlink(procFile(pid, "ns/mnt"))
+	if err != nil {
+		return false, fmt.Errorf("cannot read the mount namespace: %w", err)
 	}
-	return names[0] != names[1] && names[0] != names[2], nil
+	caller, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false, fmt.Errorf("cannot read the mount namespace: %w", err)
+	}
+	first, err := os.Readlink("/proc/1/ns/mnt")
+	if err != nil && !errors.Is(err, os.ErrPermission) {
+		return false, fmt.Errorf("cannot read the mount namespace of the first process: %w", err)
+	}
+	return own != caller && own != first, nil
 }
