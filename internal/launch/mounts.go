@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -200,6 +201,21 @@ func ReadMounts(ctx context.Context, spec Spec, pid int) (MountState, error) {
 
 func processThere(pid int) bool {
 	return !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+}
+
+// RepairMounts gives the mounts of a live process the flags that they lack.
+func RepairMounts(ctx context.Context, spec Spec, pid int) error {
+	layout, err := mountLayout(ctx, spec)
+	if err != nil {
+		return err
+	}
+	return layout.Repair(ctx, pid)
+}
+
+// MountsRepairable says whether a finding of the layer is of flags, which can be put
+// back while the service runs.
+func MountsRepairable(f Finding) bool {
+	return f.Layer == LayerMounts && slices.Contains([]string{"noexec", "nosuid", "nodev", "read-only"}, f.Check)
 }
 
 // Accepted says whether a process shares the host's mounts and may.

@@ -25,6 +25,9 @@ func (l Layout) Check(t Table) []Result {
 		if lacks == 0 || !t.reachable(m) {
 			continue
 		}
+		if lacks&unix.MOUNT_ATTR_RDONLY != 0 {
+			writable = append(writable, m.text())
+		}
 		if lacks&unix.MOUNT_ATTR_NOEXEC != 0 {
 			exec = append(exec, m.text())
 		}
@@ -36,7 +39,7 @@ func (l Layout) Check(t Table) []Result {
 		}
 	}
 	for _, place := range l.sealed() {
-		if m, ok := t.At(place); !ok || !m.Has("ro") {
+		if m, ok := t.At(place); !ok || !m.Has("ro") && l.lacks(m)&unix.MOUNT_ATTR_RDONLY == 0 {
 			writable = append(writable, place)
 		}
 	}
@@ -65,8 +68,17 @@ func (l Layout) Check(t Table) []Result {
 // lacks are the flags that a mount should have and does not.
 func (l Layout) lacks(m Mount) uint64 {
 	var flags uint64
-	if !m.Has("noexec") && (!m.Has("ro") || !within(m.Point, l.exec)) {
+	written := within(m.Point, l.write)
+	switch {
+	case within(m.Point, l.exec) && !written:
+		if !m.Has("ro") {
+			flags |= unix.MOUNT_ATTR_RDONLY
+		}
+	case !m.Has("noexec"):
 		flags |= unix.MOUNT_ATTR_NOEXEC
+	}
+	if within(m.Point, l.readOnly) && !written && !m.Has("ro") {
+		flags |= unix.MOUNT_ATTR_RDONLY
 	}
 	if !m.Has("nosuid") {
 		flags |= unix.MOUNT_ATTR_NOSUID

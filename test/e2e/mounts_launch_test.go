@@ -161,7 +161,15 @@ func TestLaunchMountsPropagate(t *testing.T) {
 	if got := mountFaults(t, in, pid); !strings.HasPrefix(got, "noexec: executable: "+later+" (") || strings.Contains(got, ";") {
 		t.Errorf("faults %q", got)
 	}
-	h.sh("mount -o remount,noexec,nosuid,nodev " + later)
+	spec, err := in.spec()
+	must(t, err)
+	must(t, launch.RepairMounts(t.Context(), spec, pid))
+	if got := mountFaults(t, in, pid); got != "" {
+		t.Errorf("after the repair: faults %q", got)
+	}
+	if host := h.sh("grep " + later + " /proc/self/mountinfo"); strings.Contains(host, "noexec") {
+		t.Errorf("the repair reached the host: %s", host)
+	}
 	h.sh("umount " + later + "; mount -t tmpfs -o mode=777,nosuid,nodev,noexec none " + later)
 	if got := mountFaults(t, in, pid); got != "" {
 		t.Errorf("faults %q", got)
@@ -181,7 +189,7 @@ func TestLaunchMountsRemountIsFound(t *testing.T) {
 	in.Mounts.Paths.Hide = []string{agent}
 	for change, want := range map[string]string{
 		"mount -o remount,bind,exec,nosuid,nodev /":         "noexec: executable: / (",
-		"mount -o remount,bind,rw,nosuid,nodev /usr":        "noexec: executable: /usr (rw,",
+		"mount -o remount,bind,rw,nosuid,nodev /usr":        "read-only: writable: /usr (rw,",
 		"mount -o remount,bind,rw,noexec,nosuid,nodev /etc": "read-only: writable: /etc",
 		"umount " + agent: "hidden: visible: " + agent,
 		"mount -t tmpfs -o noexec,nosuid,nodev none " + agent:                                     "hidden: visible: " + agent,

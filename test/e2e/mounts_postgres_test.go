@@ -6,6 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/testbed"
@@ -98,12 +101,19 @@ func TestMountsOfPostgres(t *testing.T) {
 		t.Errorf("mounts of the host were\n%s\nand are\n%s", before, now)
 	}
 
-	// Somebody who gives back what was taken is found, by verify and by the agent.
+	// Somebody who gives back what was taken is found, and it is put back. What only a
+	// restart can put back is said.
+	start := time.Now()
+	must(t, s.agent.Signal(unix.SIGSTOP))
 	shellIn(t, strconv.Itoa(second), "mount -o remount,bind,exec,nosuid,nodev /")
 	s.want(3, []string{"noexec", "executable: / ("}, "verify")
+	must(t, s.agent.Signal(unix.SIGCONT))
+	s.awaitRestored(start, "service postgres", "noexec is executable: / (")
+	s.want(0, []string{"checks passed"}, "verify")
+	shellIn(t, strconv.Itoa(second), "umount /etc")
 	s.awaitStatus("degraded", func(st control.Status) error {
 		text := strings.Join(st.Reasons, "\n")
-		if st.State != control.StateDegraded || !strings.Contains(text, "executable: / (") {
+		if st.State != control.StateDegraded || !strings.Contains(text, "writable: /etc") {
 			return fmt.Errorf("%s: %s", st.State, text)
 		}
 		return nil
