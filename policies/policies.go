@@ -1,6 +1,6 @@
 // Package policies holds the policy files that ship inside the binary: one
-// seccomp profile and one Landlock policy per kind of service, the matrix of network flows and the
-// network sysctls. It is data only; pkg/sandbox, pkg/mac, pkg/firewall and pkg/sysctl
+// seccomp profile and one Landlock policy per kind of service, the mounts of all of them, the matrix of network
+// flows and the network sysctls. It is data only; pkg/sandbox, pkg/mac, pkg/mounts, pkg/firewall and pkg/sysctl
 // give it meaning.
 package policies
 

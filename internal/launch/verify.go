@@ -27,7 +27,7 @@ const endingGrace = 2 * time.Second
 
 // Verify compares the kernel's view of one live process of the service with the
 // Spec: uid, gid, groups, the five capability sets, no_new_privs, seccomp,
-// limits and program. Root is needed to see the program of another user.
+// limits, mounts and program. Root is needed to see the program of another user.
 //
 // The program must be spec.Command[0] itself for the process others of the
 // service descend from. Children may have executed a helper (the shell of an

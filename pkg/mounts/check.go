@@ -19,50 +19,53 @@ type Result struct {
 
 // Check compares a table with the layout, demand by demand.
 func (l Layout) Check(t Table) []Result {
-	var exec, suid, dev, writable, shown []string
-	for _, m := range t {
-		lacks := l.lacks(m)
-		if lacks == 0 || !t.reachable(m) {
-			continue
-		}
-		if lacks&unix.MOUNT_ATTR_RDONLY != 0 {
-			writable = append(writable, m.text())
-		}
-		if lacks&unix.MOUNT_ATTR_NOEXEC != 0 {
-			exec = append(exec, m.text())
-		}
-		if lacks&unix.MOUNT_ATTR_NOSUID != 0 {
-			suid = append(suid, m.text())
-		}
-		if lacks&unix.MOUNT_ATTR_NODEV != 0 {
-			dev = append(dev, m.text())
-		}
-	}
-	for _, place := range l.sealed() {
-		if m, ok := t.At(place); !ok || !m.Has("ro") && l.lacks(m)&unix.MOUNT_ATTR_RDONLY == 0 {
-			writable = append(writable, place)
-		}
-	}
-	for _, place := range l.hide {
-		if m, ok := t.At(place); !ok || m.Point != place || m.Source != hiddenSource || !m.Has("ro") {
-			shown = append(shown, place)
-		}
-	}
-	for _, place := range l.write {
-		if m, ok := t.At(place); !ok || !m.Has("noexec") { // also if the table as such makes no sense
-			exec = append(exec, place)
-		}
-	}
+	exec := append(l.lacking(t, unix.MOUNT_ATTR_NOEXEC), l.uncovered(t)...)
+	writable := append(l.lacking(t, unix.MOUNT_ATTR_RDONLY), l.unsealed(t)...)
 	out := []Result{
 		result("noexec", "everywhere but "+l.ExecText(), "executable: ", exec),
-		result("nosuid", "everywhere", "not on ", suid),
-		result("nodev", "everywhere but "+strings.Join(l.devices, ", "), "not on ", dev),
+		result("nosuid", "everywhere", "not on ", l.lacking(t, unix.MOUNT_ATTR_NOSUID)),
+		result("nodev", "everywhere but "+strings.Join(l.devices, ", "), "not on ", l.lacking(t, unix.MOUNT_ATTR_NODEV)),
 		result("read-only", strings.Join(l.sealed(), ", "), "writable: ", writable),
 	}
 	if len(l.hide) > 0 {
-		out = append(out, result("hidden", strings.Join(l.hide, ", "), "visible: ", shown))
+		out = append(out, result("hidden", strings.Join(l.hide, ", "), "visible: ", l.visible(t)))
 	}
 	return out
+}
+
+// lacking are the mounts within reach that lack a flag.
+func (l Layout) lacking(t Table, flag uint64) []string {
+	var out []string
+	for _, m := range t {
+		if l.lacks(m)&flag != 0 && t.reachable(m) {
+			out = append(out, m.text())
+		}
+	}
+	return out
+}
+
+// uncovered is what is written to and lost the mount that it had below code.
+func (l Layout) uncovered(t Table) []string {
+	return slices.DeleteFunc(slices.Clone(l.write), func(place string) bool {
+		m, ok := t.At(place)
+		return ok && (m.Has("noexec") || l.lacks(m) != 0)
+	})
+}
+
+// unsealed are places that are not read-only, their mount being gone.
+func (l Layout) unsealed(t Table) []string {
+	return slices.DeleteFunc(l.sealed(), func(place string) bool {
+		m, ok := t.At(place)
+		return ok && (m.Has("ro") || l.lacks(m)&unix.MOUNT_ATTR_RDONLY != 0)
+	})
+}
+
+// visible are places that should be hidden.
+func (l Layout) visible(t Table) []string {
+	return slices.DeleteFunc(slices.Clone(l.hide), func(place string) bool {
+		m, ok := t.At(place)
+		return ok && m.Point == place && m.Source == hiddenSource && m.Has("ro")
+	})
 }
 
 // lacks are the flags that a mount should have and does not.
