@@ -149,6 +149,10 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 	if err != nil {
 		return launch.Spec{}, err
 	}
+	mounts, err := mountsSpec(cfg, svc)
+	if err != nil {
+		return launch.Spec{}, err
+	}
 	return launch.Spec{
 		Service:      name,
 		User:         svc.User,
@@ -162,6 +166,7 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 		Environment:  slices.Concat(profileEnvironment(svc.Profile), svc.Environment),
 		OOMScoreAdj:  svc.OOMScoreAdj,
 		Landlock:     landlock,
+		Mounts:       mounts,
 	}, nil
 }
 

@@ -35,6 +35,7 @@ type processWatch struct {
 	spec       launch.Spec // what it was started with
 	status     *os.File    // /proc/PID/…
 	score      *os.File
+	mounts     *os.File // tells of changes, mountsChanged
 	children   *os.File // nil: the kernel has no such file (CONFIG_PROC_CHILDREN)
 	signatures []uint64 // of its processes in the last look that found nothing
 	next       int      // of the children
@@ -63,6 +64,9 @@ func (r *processesResource) watch(ctx context.Context, svc runningService) (*pro
 	w.status, err = os.Open(dir + "status")
 	if err == nil {
 		w.score, err = os.Open(dir + "oom_score_adj")
+	}
+	if err == nil {
+		w.mounts, err = os.Open(dir + "mountinfo")
 	}
 	if err == nil {
 		w.children, err = os.Open(fmt.Sprintf("%stask/%d/children", dir, svc.pid))
@@ -95,7 +99,7 @@ func (r *processesResource) forget(list []runningService) {
 func (r *processesResource) close() { r.forget(nil) }
 
 func (w *processWatch) close() {
-	for _, f := range []*os.File{w.status, w.score, w.children} {
+	for _, f := range []*os.File{w.status, w.score, w.mounts, w.children} {
 		if f != nil {
 			f.Close()
 		}
@@ -128,6 +132,9 @@ func (r *processesResource) peekService(ctx context.Context, w *processWatch) bo
 		return true
 	}
 	if same, err := r.match(ctx, w, w.root.PID); err != nil || !same {
+		return true
+	}
+	if mountsChanged(int(w.mounts.Fd())) {
 		return true
 	}
 	if w.spec.OOMScoreAdj != nil {

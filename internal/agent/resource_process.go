@@ -93,7 +93,7 @@ func (r *processesResource) planService(ctx context.Context, svc runningService,
 	if err != nil {
 		return err
 	}
-	before := len(p.limits) + len(p.restart)
+	before := len(p.limits) + len(p.restart) + len(p.mounts)
 	var seen []uint64
 	for _, pid := range pids {
 		look, err := r.lookAt(ctx, w, pid)
@@ -104,12 +104,12 @@ func (r *processesResource) planService(ctx context.Context, svc runningService,
 		if err != nil {
 			return err
 		}
-		p.add(svc.name, w.spec.Limits, look)
+		p.add(w.spec, look)
 		if !slices.Contains(seen, look.signature) {
 			seen = append(seen, look.signature)
 		}
 	}
-	if len(p.limits)+len(p.restart) == before {
+	if len(p.limits)+len(p.restart)+len(p.mounts) == before {
 		w.learn(seen)
 	}
 	return p.addScore(ctx, w)
@@ -154,13 +154,14 @@ func (r *processesResource) Apply(ctx context.Context, p reconcile.Plan) error {
 			errs = append(errs, fmt.Errorf("service %s: %w", c.service, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, plan.applyMounts(ctx))...)
 }
 
 // processPlan is what differs in live processes.
 type processPlan struct {
 	limits  []limitChange
 	scores  []scoreChange
+	mounts  []mountChange
 	restart []string // what cannot be given back to a live process
 }
 
@@ -182,7 +183,8 @@ const maxRestartLines = 10
 
 // add sorts the findings of one process. Limits are put back; whoever is to get
 // back a filter or lose a capability has to be started again.
-func (p *processPlan) add(service string, want limits.Set, l processLook) {
+func (p *processPlan) add(spec launch.Spec, l processLook) {
+	service, want := spec.Service, spec.Limits
 	c := limitChange{service: service, process: l.process, want: limits.Set{}}
 	for _, f := range l.findings {
 		switch {
@@ -190,6 +192,8 @@ func (p *processPlan) add(service string, want limits.Set, l processLook) {
 		case f.Layer == launch.LayerLimits:
 			c.want[f.Check] = want[f.Check]
 			c.what = append(c.what, fmt.Sprintf("limit %s is %s, want %s", f.Check, f.Got, f.Want))
+		case launch.MountsRepairable(f):
+			p.addMount(spec, l.process, f)
 		default:
 			p.restart = append(p.restart, fmt.Sprintf("service %s: %s: restart needed, since no running process can be given that back: "+
 				"`pghardend stop --service %s`, then start it", service, FindingText(f), service))
@@ -217,7 +221,9 @@ func (p *processPlan) addScore(ctx context.Context, w *processWatch) error {
 }
 
 // Empty says whether all is as it should be, also what cannot be put back.
-func (p processPlan) Empty() bool { return len(p.limits)+len(p.scores)+len(p.restart) == 0 }
+func (p processPlan) Empty() bool {
+	return len(p.limits)+len(p.scores)+len(p.mounts)+len(p.restart) == 0
+}
 
 // String has one line for each difference.
 func (p processPlan) String() string {
@@ -229,6 +235,9 @@ func (p processPlan) String() string {
 	}
 	for _, c := range p.scores {
 		fmt.Fprintf(&b, "service %s: process %d: oom_score_adj is %d, want %d\n", c.service, c.process.PID, c.have, c.want)
+	}
+	for _, c := range p.mounts {
+		fmt.Fprintf(&b, "service %s: process %d: mounts: %s\n", c.spec.Service, c.process.PID, c.what)
 	}
 	b.WriteString(p.Unrepairable())
 	return b.String()
@@ -247,7 +256,7 @@ func (p processPlan) Unrepairable() string {
 }
 
 // Repairable implements reconcile.Unrepairable.
-func (p processPlan) Repairable() bool { return len(p.limits)+len(p.scores) > 0 }
+func (p processPlan) Repairable() bool { return len(p.limits)+len(p.scores)+len(p.mounts) > 0 }
 
 // startedWith is what a service has to have, see processesResource.
 func startedWith(ctx context.Context, svc runningService) (launch.Spec, error) {

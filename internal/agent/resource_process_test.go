@@ -329,7 +329,7 @@ func TestProcessPeekReadsText(t *testing.T) {
 func TestProcessPlanIsBounded(t *testing.T) {
 	var p processPlan
 	for pid := range 50 {
-		p.add("db", limits.Set{"core": {}}, processLook{findings: []launch.Finding{
+		p.add(launch.Spec{Service: "db", Limits: limits.Set{"core": {}}}, processLook{findings: []launch.Finding{
 			{PID: pid, Layer: "seccomp", Check: "mode", Want: "2", Got: "0"},
 			{PID: pid, Layer: "seccomp", Check: "filters", OK: true},
 		}})

@@ -174,6 +174,7 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 		} else {
 			s.Layers = append(s.Layers, serviceLayers(state.Name, pids, findings)...)
 			addLandlock(ctx, spec, state.PID, s)
+			addMounts(ctx, spec, state.PID, s)
 			s.Reasons = append(s.Reasons, failures(state.Name, findings)...)
 		}
 	}

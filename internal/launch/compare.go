@@ -16,6 +16,7 @@ const (
 	LayerLimits       = "rlimits"
 	layerSeccomp      = "seccomp"
 	LayerLandlock     = "landlock"
+	LayerMounts       = "mounts"
 )
 
 // Finding is one thing a process was asked for: what was wanted and what the

@@ -22,7 +22,7 @@
 // of the steps is read back from /proc/thread-self/status before execve, and
 // again by Verify from the process that came out of it.
 //
-// Credentials, capabilities, no_new_privs, Landlock and seccomp belong to a thread. Exec
+// Credentials, capabilities, mounts, no_new_privs, Landlock and seccomp belong to a thread. Exec
 // therefore ties the work to one thread, which gives everything up and calls
 // execve; the kernel ends all others there and then. They stay as they are until
 // that moment, so a failure can be reported whatever the limits and the filter
@@ -52,6 +52,6 @@
 // process and must be called at most once, by a program that does nothing else
 // and exits if Exec returns.
 //
-// Linux 5.11 or newer is needed: CLOSE_RANGE_CLOEXEC, and Seccomp_filters in
+// Linux 5.11 or newer is needed, 5.12 for mounts: CLOSE_RANGE_CLOEXEC, and Seccomp_filters in
 // /proc/PID/status (5.10).
 package launch

@@ -74,6 +74,10 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// What a service creates is its own unless it says otherwise.
 		{StepUmask, func() error { unix.Umask(0o077); return nil }},
 
+		// While still root, who alone may mount. Before the working directory is entered,
+		// which would be one of the host's mounts otherwise.
+		{StepMountsEnter, func() error { return p.mounts.enter(ctx, p.environment.sockets) }},
+
 		// While still root, who can enter any directory; the caller's directory
 		// could lie below one the service may not see, or keep a mount busy.
 		{StepCwd, func() error { return enter(spec.DataDir, id) }},

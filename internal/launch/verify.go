@@ -27,7 +27,7 @@ const endingGrace = 2 * time.Second
 
 // Verify compares the kernel's view of one live process of the service with the
 // Spec: uid, gid, groups, the five capability sets, no_new_privs, seccomp,
-// limits and program. Root is needed to see the program of another user.
+// limits, mounts and program. Root is needed to see the program of another user.
 //
 // The program must be spec.Command[0] itself for the process others of the
 // service descend from. Children may have executed a helper (the shell of an
@@ -128,6 +128,11 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 	findings := compareStatus(status, id, spec.Capabilities, lastCap)
 	findings = append(findings, compareSeccomp(status)...)
 	findings = append(findings, compareLimits(pid, spec.Limits, set)...)
+	mounted, err := ReadMounts(ctx, spec, pid)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, mounted.Findings(pid)...)
 	child := childOfService(ctx, id, status)
 	return append(findings, compareProgram(pid, spec.Command[0], exe, child)), nil
 }

@@ -34,6 +34,7 @@ type Service struct {
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
 	Helpers      []string       `yaml:"helpers,omitempty"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
+	Mounts       map[string]any `yaml:"mounts,omitempty"`
 
 	MaxConnections int `yaml:"max_connections,omitempty"`
 

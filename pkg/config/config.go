@@ -85,6 +85,7 @@ type Service struct {
 	// Helpers are the absolute paths of other programs that it may run.
 	Helpers  []string
 	Landlock Landlock
+	Mounts   Mounts
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -277,6 +278,7 @@ type rawService struct {
 	MaxConnections int            `mapstructure:"max_connections"`
 	Helpers        []string       `mapstructure:"helpers"`
 	Landlock       rawLandlock    `mapstructure:"landlock"`
+	Mounts         rawMounts      `mapstructure:"mounts"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -324,7 +326,7 @@ func (raw rawService) service(name string) Service {
 		Name: name, Profile: raw.Profile, User: raw.User, Groups: raw.Groups, Command: raw.Command,
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
-		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(),
+		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(), Mounts: raw.Mounts.mounts(),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

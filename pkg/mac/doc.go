@@ -38,8 +38,8 @@
 // or no program starts, and the kernel cannot tell why it is opened: `ld.so FILE`
 // runs any ELF file that may be read. Nor is mmap with PROT_EXEC looked at, so a
 // library can be loaded from wherever files may be read (LOAD in PostgreSQL). Both
-// end with the mount option noexec on the file systems that the service may write
-// to: the kernel then refuses to map their files as code, whoever asks. Files
+// end with the mount option noexec wherever the service may write: the kernel then
+// refuses to map such files as code, whoever asks. pkg/mounts sees to that. Files
 // without a path (memfd) and pipes and sockets that are open already are outside
 // of all rules, as are stat, chmod, chown, setxattr, utime and fcntl, UDP, raw
 // sockets, and connecting to a Unix socket that has a path.

@@ -127,6 +127,7 @@ func mayChangeLimits(t *testing.T) bool {
 func TestSliceForeignProgram(t *testing.T) {
 	s := newSlice(t, "nft", nil)
 	s.configure(withoutLandlock)
+	s.configure(withoutMounts) // which would deny what is dropped
 	s.start()
 	program := filepath.Join(s.cluster.Data, "evil")
 	data, err := os.ReadFile("/usr/bin/sleep")

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,31 +116,6 @@ func (a *attack) connectLocally() string {
 		a.t.Fatal("a subscription to nobody succeeds")
 	}
 	return err.Error()
-}
-
-// A38: a library that was written by lo_export can be loaded, as Landlock does not
-// look at mmap. From a file system with noexec it cannot, and the server works.
-func TestA38_LibraryFromDatabase(t *testing.T) {
-	load := func(a *attack) error {
-		file := filepath.Join(a.cluster.Data, "stolen.so")
-		_, err := a.superuser("SELECT pg_config.setting || '/dict_int.so' AS lib FROM pg_config WHERE name = 'PKGLIBDIR' \\gset\n" +
-			"SELECT lo_import(:'lib') AS oid \\gset\nSELECT lo_export(:oid, '" + file + "')")
-		must(t, err)
-		_, err = a.superuser("LOAD '" + file + "'")
-		return err
-	}
-	t.Run("landlock alone", func(t *testing.T) {
-		if err := load(landlockSlice(t, nil)); err != nil {
-			t.Errorf("Landlock denies LOAD: %v; correct what is said about it", err)
-		}
-	})
-	s := newSlice(t, "nft", nil)
-	run(t, s.node, fmt.Sprintf("mount --bind %[1]s %[1]s && mount -o remount,bind,noexec %[1]s", s.cluster.Data))
-	s.start()
-	defer s.want(0, nil, "stop", "--service", "postgres")
-	if err := load(&attack{slice: s}); err == nil || !strings.Contains(err.Error(), "failed to map segment") {
-		t.Errorf("with noexec: %v", err)
-	}
 }
 
 // A49, A50 in SQL: what lies outside is neither read nor written, whoever may by

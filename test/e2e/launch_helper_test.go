@@ -47,9 +47,11 @@ type launchInput struct {
 	OOMScoreAdj  *int
 	Profile      string // text of a seccomp profile; "": the one of postgres
 	Landlock     launch.Landlock
+	Mounts       launch.Mounts
 	NoLandlock   bool // play a kernel without Landlock
 	// FalseLandlock plays one that only says that it enforces the rules.
 	FalseLandlock bool
+	NoMounts      bool // play a kernel without mount_setattr(2)
 	NoSeccomp     bool // play a kernel without seccomp filters
 	Busy          bool // keep all threads busy, so that goroutines move between them
 }
@@ -164,6 +166,11 @@ func launchExec(file string) error {
 			return err
 		}
 	}
+	if in.NoMounts {
+		if err := launchNoMounts(); err != nil {
+			return err
+		}
+	}
 	if in.FalseLandlock {
 		if err := launchFalseLandlock(); err != nil {
 			return err
@@ -211,7 +218,7 @@ func (in launchInput) spec() (launch.Spec, error) {
 	return launch.Spec{
 		Service: "test", User: in.User, Groups: in.Groups, Command: in.Command, Helpers: in.Helpers, DataDir: in.DataDir, Limits: in.Limits,
 		Capabilities: caps, Seccomp: profile, Environment: in.Environment, OOMScoreAdj: in.OOMScoreAdj,
-		Landlock: in.Landlock,
+		Landlock: in.Landlock, Mounts: in.Mounts,
 	}, nil
 }
 

@@ -102,6 +102,9 @@ func (s *slice) configure(change func(*testbed.Service)) {
 // withoutLandlock leaves a service every layer but one: it may execute what it likes.
 func withoutLandlock(s *testbed.Service) { s.Landlock = map[string]any{"mode": "off"} }
 
+// withoutMounts leaves a service the host's mounts.
+func withoutMounts(s *testbed.Service) { s.Mounts = map[string]any{"mode": "off"} }
+
 // withPrograms lets a service execute programs, as what they are behind all links.
 func withPrograms(t *testing.T, names ...string) func(*testbed.Service) {
 	t.Helper()
