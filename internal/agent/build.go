@@ -69,6 +69,7 @@ func Build(cfg config.Config, peers config.Peers, extra Extra) (Desired, error) 
 		if err != nil {
 			return Desired{}, err
 		}
+		boundTasks(&spec.Cgroup, cfg, svc.Name, extra.Facts)
 		d.Services = append(d.Services, spec)
 	}
 	return d, nil
@@ -162,6 +163,7 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 		Environment:  slices.Concat(profileEnvironment(svc.Profile), svc.Environment),
 		OOMScoreAdj:  svc.OOMScoreAdj,
 		Landlock:     landlock,
+		Cgroup:       cgroupSpec(cfg, svc),
 	}, nil
 }
 

@@ -325,6 +325,12 @@ func (v *Verification) addService(ctx context.Context, cfg config.Config, svc co
 		return
 	}
 	findings = append(findings, domain.Findings(pid)...)
+	_, groups, err := cgroupFindings(ctx, spec, pid)
+	if err != nil {
+		v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", svc.Name, err))
+		return
+	}
+	findings = append(findings, groups...)
 	v.Services = append(v.Services, VerifiedSvc{Name: svc.Name, PID: pid, Processes: processes})
 	v.Findings = append(v.Findings, findings...)
 	v.Problems = append(v.Problems, failures(svc.Name, findings)...)
@@ -353,6 +359,9 @@ func Teardown(ctx context.Context, configFile string, stop bool, log *slog.Logge
 			return done, err
 		}
 		done = append(done, text)
+	}
+	if err := teardownCgroups(ctx, cfg); err != nil { // a service that goes on keeps its own
+		done = append(done, "some control groups stay: "+err.Error())
 	}
 	removed, err := firewall.Teardown(ctx)
 	done = append(done, removed...)
@@ -395,5 +404,6 @@ func Exec(ctx context.Context, configFile, service string, extra []string, repor
 		return err
 	}
 	spec.Command = append(append([]string{}, spec.Command...), extra...)
+	boundTasks(&spec.Cgroup, cfg, service, knownFacts(ctx, cfg))
 	return launch.Exec(ctx, spec, report)
 }

@@ -18,6 +18,7 @@ type prepared struct {
 	filter      *sandbox.Filter
 	environment environment
 	landlock    *landlockStage
+	cgroup      *cgroupStage
 }
 
 // Check finds every reason to refuse a launch that can be known before it, and
@@ -67,6 +68,10 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 		}},
 		{StepEnvironment, func() (err error) {
 			p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.Environment)
+			return err
+		}},
+		{StepCgroup, func() (err error) {
+			p.cgroup, err = checkCgroup(ctx, spec)
 			return err
 		}},
 		// The last one: it holds descriptors.

@@ -9,9 +9,9 @@ import (
 // Step names one step of the launch.
 type Step string
 
-// The steps in their order, those of Landlock aside: StepLandlock is the last one
-// before StepUmask, StepLandlockLoad follows StepReadBack. Up to StepLandlock
-// nothing has changed.
+// The steps in their order, those of Landlock and control groups aside: StepCgroup
+// and StepLandlock are the last before StepUmask, StepEnterCgroup follows StepCwd,
+// StepLandlockLoad follows StepReadBack. Up to StepLandlock nothing has changed.
 const (
 	StepSpec         Step = "spec"
 	StepPrivilege    Step = "privilege"
@@ -40,6 +40,9 @@ const (
 
 	StepLandlock     Step = "landlock"
 	StepLandlockLoad Step = "landlock-load"
+
+	StepCgroup      Step = "cgroup"
+	StepEnterCgroup Step = "enter-cgroup"
 )
 
 // codes is the table of exit codes. They are part of the command line's
@@ -73,6 +76,9 @@ var codes = map[Step]int{
 
 	StepLandlock:     94, // not supported by the kernel, a declared path is missing or must not be written to
 	StepLandlockLoad: 95, // the kernel refused the rules, or they do not hold
+
+	StepCgroup:      96, // required, and the machine or the service manager does not offer it
+	StepEnterCgroup: 97, // the kernel refused the group, or its settings are not as written
 }
 
 // Error is a launch that did not happen.
@@ -88,7 +94,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Code is the exit code of a process whose launch failed with e: 71 to 95, one
+// Code is the exit code of a process whose launch failed with e: 71 to 97, one
 // for each step.
 func (e *Error) Code() int { return codes[e.Step] }
 

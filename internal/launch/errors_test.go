@@ -15,7 +15,7 @@ var allSteps = []Step{
 	StepSpec, StepPrivilege, StepUser, StepGroups, StepBinary, StepDataDir, StepLimits, StepCapabilities,
 	StepSeccomp, StepEnvironment, StepUmask, StepCwd, StepOOMScore, StepSetLimits, StepBoundingSet, StepIdentity,
 	StepCapabilitySets, StepNoNewPrivs, StepReadBack, StepSignals, StepDescriptors, StepSeccompLoad, StepExec,
-	StepLandlock, StepLandlockLoad,
+	StepLandlock, StepLandlockLoad, StepCgroup, StepEnterCgroup,
 }
 
 func TestCodesAreDistinct(t *testing.T) {

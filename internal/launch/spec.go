@@ -25,6 +25,7 @@ type Spec struct {
 	Capabilities sandbox.CapSet  // kept and made ambient; usually none
 	Seccomp      sandbox.Profile // always enforced
 	Landlock     Landlock
+	Cgroup       Cgroup
 	Environment  []string // NAME=value, on top of the allow-list
 	OOMScoreAdj  *int     // -1000..1000, proc(5); nil leaves it
 }

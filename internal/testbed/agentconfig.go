@@ -17,6 +17,7 @@ type AgentConfig struct {
 	AcceptWide []string       // firewall.accept_wide
 	Flows      map[string]any // rows by name, as written in the file
 	Sysctl     map[string]any // manage, set, leave
+	Agent      map[string]any // cgroup, oom_score_adj
 	Services   map[string]Service
 	Peers      Peers
 }
@@ -34,6 +35,7 @@ type Service struct {
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
 	Helpers      []string       `yaml:"helpers,omitempty"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
+	Cgroup       map[string]any `yaml:"cgroup,omitempty"`
 
 	MaxConnections int `yaml:"max_connections,omitempty"`
 
@@ -90,9 +92,10 @@ func (c AgentConfig) yaml(dir string) (string, error) {
 		Flows     section            `yaml:"flows,omitempty"`
 		Sysctl    section            `yaml:"sysctl,omitempty"`
 		Reconcile section            `yaml:"reconcile,omitempty"`
+		Agent     section            `yaml:"agent,omitempty"`
 		Services  map[string]Service `yaml:"services,omitempty"`
 	}{Version: 1, Node: c.Node, PeersFile: peersFile, Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
-		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Services: c.Services}
+		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Agent: c.Agent, Services: c.Services}
 	if c.Backend != "" {
 		file.Firewall["backend"] = c.Backend
 	}

@@ -40,6 +40,7 @@ type Config struct {
 	Sysctl     Sysctl
 	Reconcile  Reconcile
 	Metrics    Metrics
+	Agent      AgentSettings
 	Services   []Service // sorted by name; may be empty
 
 	lines lineIndex
@@ -85,6 +86,7 @@ type Service struct {
 	// Helpers are the absolute paths of other programs that it may run.
 	Helpers  []string
 	Landlock Landlock
+	Cgroup   Cgroup
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -142,6 +144,7 @@ func (r *configReader) file(root *yaml.Node) {
 		{"sysctl", false, "", r.sysctl},
 		{"reconcile", false, "", r.reconcile},
 		{"metrics", false, "", r.metrics},
+		{"agent", false, "", r.agent},
 		{"services", false, "", r.services},
 	})
 }
@@ -259,6 +262,7 @@ type rawConfig struct {
 	Sysctl     Sysctl                  `mapstructure:"sysctl"`
 	Reconcile  Reconcile               `mapstructure:"reconcile"`
 	Metrics    Metrics                 `mapstructure:"metrics"`
+	Agent      rawAgent                `mapstructure:"agent"`
 	Services   map[string]rawService   `mapstructure:"services"`
 }
 
@@ -277,6 +281,7 @@ type rawService struct {
 	MaxConnections int            `mapstructure:"max_connections"`
 	Helpers        []string       `mapstructure:"helpers"`
 	Landlock       rawLandlock    `mapstructure:"landlock"`
+	Cgroup         rawCgroup      `mapstructure:"cgroup"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -305,7 +310,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 	c := Config{
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
-		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics,
+		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics, Agent: raw.Agent.settings(),
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)
@@ -324,7 +329,7 @@ func (raw rawService) service(name string) Service {
 		Name: name, Profile: raw.Profile, User: raw.User, Groups: raw.Groups, Command: raw.Command,
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
-		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(),
+		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(), Cgroup: raw.Cgroup.cgroup(defaultServiceWeight),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

@@ -75,7 +75,7 @@ func FuzzParseConfig(f *testing.F) {
 		withKey("oom_score_adj: -1"), withKey("stop_timeout: 1.5m"), withKey("groups: [1, a]"), "version: 1\nnode: &a b\n", "version: 1\nfirewall: {<<: {}}\n",
 		top + flowsYAML, top + "flows: {exporter: {enabled: TRUE}, ntp: {}}\n", top + "firewall: {scope: siblings, accept_wide: [applications]}\n",
 		top + "sysctl: {manage: false, set: [net.ipv4.tcp_rfc1337=1], leave: [net.ipv6.*]}\n", withKey("max_connections: 262143"), withKey("helpers: [/a//b, /c]"),
-		withKey("landlock: {mode: preferred, read: [/a], write: [/b//c], bind: [1], connect: [65535]}"), withKey("landlock: {write: [/a, /a], mode: off}"),
+		withKey("landlock: {mode: preferred, read: [/a], write: [/b//c], bind: [1], connect: [65535]}"), withKey("landlock: {write: [/a, /a], mode: off}"), withKey("cgroup: {mode: required, memory_max: 8G, tasks_max: unlimited}"),
 		top + "reconcile: {interval: 60s, full: 1s}\nmetrics: {listen: \"[::1]:1024\"}\n"} {
 		f.Add([]byte(s), "host.example.com")
 	}
