@@ -194,7 +194,7 @@ func (s CgroupState) Findings(ctx context.Context, pids []int) ([]Finding, error
 		return nil, err
 	}
 	for _, r := range readings {
-		add(pids[0], r.Setting.Name, r.Setting.Value, r.Got, r.OK)
+		add(pids[0], r.Setting.File, r.Setting.Value, r.Got, r.OK)
 	}
 	for _, m := range s.Plan.Missing {
 		add(pids[0], m.Name, "enforced", "not enforced: "+m.Reason, optional)

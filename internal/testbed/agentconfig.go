@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 
 	"go.yaml.in/yaml/v3"
@@ -17,7 +18,7 @@ type AgentConfig struct {
 	AcceptWide []string       // firewall.accept_wide
 	Flows      map[string]any // rows by name, as written in the file
 	Sysctl     map[string]any // manage, set, leave
-	Agent      map[string]any // cgroup, oom_score_adj
+	Agent      map[string]any // cgroup (default: off), oom_score_adj
 	Services   map[string]Service
 	Peers      Peers
 }
@@ -35,7 +36,7 @@ type Service struct {
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
 	Helpers      []string       `yaml:"helpers,omitempty"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
-	Cgroup       map[string]any `yaml:"cgroup,omitempty"`
+	Cgroup       map[string]any `yaml:"cgroup,omitempty"` // default: off, since VMs share those of the machine
 
 	MaxConnections int `yaml:"max_connections,omitempty"`
 
@@ -96,6 +97,21 @@ func (c AgentConfig) yaml(dir string) (string, error) {
 		Services  map[string]Service `yaml:"services,omitempty"`
 	}{Version: 1, Node: c.Node, PeersFile: peersFile, Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
 		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Agent: c.Agent, Services: c.Services}
+	off := map[string]any{"mode": "off"}
+	if _, ok := file.Agent["cgroup"]; !ok {
+		file.Agent = maps.Clone(file.Agent)
+		if file.Agent == nil {
+			file.Agent = section{}
+		}
+		file.Agent["cgroup"] = off
+	}
+	file.Services = maps.Clone(file.Services)
+	for name, s := range file.Services {
+		if s.Cgroup == nil {
+			s.Cgroup = off
+			file.Services[name] = s
+		}
+	}
 	if c.Backend != "" {
 		file.Firewall["backend"] = c.Backend
 	}

@@ -247,8 +247,8 @@ func (s CgroupSetting) holds(got string, pageSize uint64, orLess bool) bool {
 }
 
 // ParseCgroupMounts reads the hierarchies from the text of /proc/PID/mountinfo,
-// proc_pid_mountinfo(5). Of one that is mounted more than once, a mount of its
-// root wins.
+// proc_pid_mountinfo(5). Of one that is mounted more than once, the last mount of
+// its root counts: an earlier one may lie below another mount.
 func ParseCgroupMounts(mountinfo string) (v1 map[string]CgroupMount, v2 *CgroupMount, err error) {
 	v1 = map[string]CgroupMount{}
 	for line := range strings.Lines(mountinfo) {
@@ -260,12 +260,12 @@ func ParseCgroupMounts(mountinfo string) (v1 map[string]CgroupMount, v2 *CgroupM
 		m := CgroupMount{Root: unescape(f[3]), Point: unescape(f[4])}
 		switch kind[0] {
 		case "cgroup2":
-			if v2 == nil || v2.Root != "/" {
+			if v2 == nil || v2.Root != "/" || m.Root == "/" {
 				v2 = &m
 			}
 		case "cgroup":
 			for _, option := range strings.Split(kind[len(kind)-1], ",") {
-				if have, ok := v1[option]; !ok || have.Root != "/" {
+				if have, ok := v1[option]; !ok || have.Root != "/" || m.Root == "/" {
 					v1[option] = m // options that are no controllers do no harm
 				}
 			}
