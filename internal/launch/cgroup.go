@@ -118,6 +118,14 @@ type cgroupRecord struct {
 	Missing []limits.CgroupMissing `json:"unmet"`
 }
 
+func readCgroupRecord(path string) (r cgroupRecord, ok bool) {
+	data, err := readSmall(path)
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	return r, err == nil
+}
+
 // leaveRecord: without it nobody could find the groups again, to keep them and to
 // remove them.
 func (s *cgroupStage) leaveRecord(ctx context.Context, made limits.CgroupPlan) error {
@@ -157,12 +165,8 @@ func ReadCgroup(ctx context.Context, spec Spec, pid int) (CgroupState, error) {
 	if err != nil {
 		return s, fmt.Errorf("cannot identify process %d of service %s: %w", pid, spec.Service, err)
 	}
-	var record cgroupRecord
-	data, err := readSmall(recordPath(spec.Cgroup.RecordDir, spec.Service, pid))
-	if err == nil {
-		err = json.Unmarshal(data, &record)
-	}
-	if err != nil || record.processID != id {
+	record, ok := readCgroupRecord(recordPath(spec.Cgroup.RecordDir, spec.Service, pid))
+	if !ok || record.processID != id {
 		s.Fault = "no record of its launch: it was started without control groups, by something else or by an older version, or runtime_dir was emptied: restart it"
 		return s, nil
 	}
@@ -302,12 +306,8 @@ func removeGroups(ctx context.Context, spec Spec) error {
 	}
 	var errs []error
 	for _, path := range paths {
-		var record cgroupRecord
-		data, err := readSmall(path)
-		if err == nil {
-			err = json.Unmarshal(data, &record)
-		}
-		if err != nil || !outdated(ctx, path) {
+		record, ok := readCgroupRecord(path)
+		if !ok || !outdated(ctx, path) {
 			continue
 		}
 		if err := (limits.CgroupPlan{Groups: record.Groups}).Remove(ctx); err != nil {

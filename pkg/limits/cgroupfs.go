@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +34,7 @@ func LookCgroups(ctx context.Context, pid int) (CgroupSight, error) {
 func lookCgroups(ctx context.Context, fs cgroupFiles, pid int) (CgroupSight, error) {
 	var s CgroupSight
 	fail := func(err error) (CgroupSight, error) {
-		return s, fmt.Errorf("cannot read the control groups of process %d: %w", pid, gone(err))
+		return s, fmt.Errorf("cannot read the control groups of process %d: %w", pid, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return fail(err)
@@ -47,8 +48,9 @@ func lookCgroups(ctx context.Context, fs cgroupFiles, pid int) (CgroupSight, err
 		return fail(err)
 	}
 	if s.Own, err = cgroupsOf(fs, pid); err != nil {
-		return fail(err)
+		return fail(gone(err))
 	}
+	s.dropHidden(fs)
 	// sd_booted(3)
 	if _, err := fs.children("/run/systemd/system"); err == nil {
 		s.Systemd = true
@@ -65,11 +67,23 @@ func lookCgroups(ctx context.Context, fs cgroupFiles, pid int) (CgroupSight, err
 		// Where ours is one of the groups below it, that has no other controllers.
 		list, err := fs.read(filepath.Join(dir, "cgroup.controllers"))
 		if err != nil {
-			return fail(err)
+			return fail(fmt.Errorf("cannot read the controllers of %s: %w", dir, err))
 		}
 		s.Controllers = strings.Fields(list)
 	}
 	return s, nil
+}
+
+// dropHidden forgets mounts that lie below others, which mountinfo lists all the same.
+func (s *CgroupSight) dropHidden(fs cgroupFiles) {
+	hidden := func(m CgroupMount, file string) bool {
+		_, err := fs.read(filepath.Join(m.Point, file))
+		return errors.Is(err, os.ErrNotExist)
+	}
+	maps.DeleteFunc(s.V1, func(_ string, m CgroupMount) bool { return hidden(m, "notify_on_release") })
+	if s.V2 != nil && hidden(*s.V2, "cgroup.controllers") {
+		s.V2 = nil
+	}
 }
 
 func cgroupsOf(fs cgroupFiles, pid int) (map[string]string, error) {
