@@ -88,7 +88,8 @@ func (s *cgroupStage) refuse(missing []limits.CgroupMissing) error {
 		s.spec.Service, missingText(missing), CgroupPreferred)
 }
 
-// enter makes the groups and moves this process there.
+// enter makes the groups and moves this thread there, which is what becomes the
+// service.
 func (s *cgroupStage) enter(ctx context.Context) error {
 	if s == nil {
 		return nil
@@ -102,7 +103,7 @@ func (s *cgroupStage) enter(ctx context.Context) error {
 	if err := s.refuse(made.Missing); err != nil {
 		return err
 	}
-	if err := made.Enter(ctx, os.Getpid()); err != nil {
+	if err := made.EnterThread(ctx); err != nil {
 		if s.spec.Cgroup.Mode == CgroupRequired {
 			return err
 		}
