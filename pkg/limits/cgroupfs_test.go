@@ -24,6 +24,7 @@ type fakeV2 struct {
 	groups  map[string]*fakeGroup // by path
 	of      map[int]string        // the group of a process
 	refused map[string]error      // by file, what a write answers
+	deaf    bool                  // writes have no effect
 }
 
 type fakeGroup struct {
@@ -108,6 +109,9 @@ func (f *fakeV2) read(path string) (string, error) {
 func (f *fakeV2) write(path, text string) error {
 	if err := f.refused[path]; err != nil {
 		return err
+	}
+	if f.deaf {
+		return nil
 	}
 	group, file := f.split(path)
 	g, ok := f.groups[group]
@@ -314,6 +318,14 @@ func TestCgroupRefused(t *testing.T) {
 	f.refused[fakeRoot+"/pghardend/service.pg/cgroup.procs"] = unix.ENOSPC
 	if err := plan.enter(ctx, f, 10); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("%v", err)
+	}
+	// A kernel that only says that it did.
+	f.refused, f.deaf = map[string]error{}, true
+	if err := plan.enter(ctx, f, 10); err == nil || !strings.Contains(err.Error(), "is in the control group / after it was moved to /pghardend/service.pg") {
+		t.Errorf("%v", err)
+	}
+	if made := plan.make(ctx, f); !strings.Contains(planText(made), "pids.max is max after it was set to 300") {
+		t.Errorf("%s", planText(made))
 	}
 }
 
