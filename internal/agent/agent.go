@@ -44,8 +44,11 @@ type Agent struct {
 	sysctls   *sysctlResource
 	processes *processesResource
 	files     *filesResource
+	cgroups   *cgroupsResource
 	looks     looks
 	heap      heap
+
+	scoreFault error // why the agent has not the OOM score that is asked for
 
 	mu       sync.Mutex
 	group    *errgroup.Group
@@ -69,12 +72,17 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 	}
 	defer release()
 	cfg := source.current.Config
+	own, err := enterOwnCgroup(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
 	fw, err := firewall.Open(ctx, cfg.Firewall.Backend)
 	if err != nil {
 		return err
 	}
 	a := newAgent(ctx, source, fw, version, log)
 	defer a.close()
+	a.cgroups.self, a.scoreFault = own, setOwnScore(ctx, cfg)
 	a.rules = newRuleWatch(fw, log)
 	a.alarms = newAlarms(fw, a.loop.Alarm, a.rules.answer, a.metrics.lost, log)
 	source.watch = newFileWatch(a.filesChanged, log)
@@ -100,6 +108,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.events = newEvents(ctx, first.Config.StateDir, log)
 	a.metrics = newMetrics(a)
 	a.processes = newProcessesResource(a.running)
+	a.cgroups = newCgroupsResource(a.running)
 	a.files = newFilesResource(a.running, func() config.Config { return a.desired.Load().Config })
 	a.files.stirred = func() uint64 { return source.watch.stirred() }
 	source.resources = a.resources
@@ -110,7 +119,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 		Interval: interval,
 		Every:    pulse{interval, log}.run,
 		Full:     first.Config.Reconcile.Full,
-		Aside:    []string{processesName, filesName}, // a service's own trouble is no reason to hold up the others
+		Aside:    []string{processesName, filesName, cgroupsName}, // a service's own trouble is no reason to hold up the others
 		OnTick:   func() { a.notify.beat(time.Now()) },
 		OnEvent: func(e reconcile.Event) {
 			a.events.record(e)
@@ -126,6 +135,7 @@ func (a *Agent) close() {
 	a.sysctls.close()
 	a.processes.close()
 	a.files.close()
+	a.cgroups.close()
 }
 
 // filesChanged hears of a file or directory that counts. The users of data
@@ -344,7 +354,11 @@ func (a *Agent) StopService(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return s.Stop(ctx)
+	err = s.Stop(ctx)
+	if err == nil {
+		a.removeCgroups(ctx, name)
+	}
+	return err
 }
 
 // statusTimeout bounds the reading of /proc for one status.

@@ -69,6 +69,7 @@ func Build(cfg config.Config, peers config.Peers, extra Extra) (Desired, error) 
 		if err != nil {
 			return Desired{}, err
 		}
+		boundTasks(&spec.Cgroup, cfg, svc.Name, extra.Facts)
 		d.Services = append(d.Services, spec)
 	}
 	return d, nil
@@ -167,6 +168,7 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 		OOMScoreAdj:  svc.OOMScoreAdj,
 		Landlock:     landlock,
 		Mounts:       mounts,
+		Cgroup:       cgroupSpec(cfg, svc),
 	}, nil
 }
 

@@ -326,6 +326,9 @@ func Teardown(ctx context.Context, configFile string, stop bool, log *slog.Logge
 		}
 		done = append(done, text)
 	}
+	if err := teardownCgroups(ctx, cfg); err != nil { // a service that goes on keeps its own
+		done = append(done, "some control groups stay: "+err.Error())
+	}
 	removed, err := firewall.Teardown(ctx)
 	done = append(done, removed...)
 	if err == nil && cfg.Sysctl.Manage {
@@ -367,5 +370,6 @@ func Exec(ctx context.Context, configFile, service string, extra []string, repor
 		return err
 	}
 	spec.Command = append(append([]string{}, spec.Command...), extra...)
+	boundTasks(&spec.Cgroup, cfg, service, knownFacts(ctx, cfg))
 	return launch.Exec(ctx, spec, report)
 }

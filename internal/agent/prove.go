@@ -51,6 +51,11 @@ func (v *Verification) addExamined(ctx context.Context, s launch.Subject, x laun
 		} else {
 			findings = append(findings, domain.Findings(s.First)...)
 		}
+		_, groups, err := cgroupFindings(ctx, s.Spec, s.First)
+		if err != nil {
+			v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", name, err))
+		}
+		findings = append(findings, groups...)
 		v.Services = append(v.Services, VerifiedSvc{Name: name, PID: s.First, Processes: len(x.Processes)})
 	}
 	v.Processes = append(v.Processes, x.Processes...)

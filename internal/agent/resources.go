@@ -27,7 +27,7 @@ func (a *Agent) resources(d Desired) []reconcile.Resource {
 	if d.Config.Sysctl.Manage {
 		list = append(list, a.sysctlsFor(d.Sysctls))
 	}
-	return append(list, a.rulesFor(d), &connectionsResource{want: d, looks: &a.looks}, a.processes, a.files)
+	return append(list, a.rulesFor(d), &connectionsResource{want: d, looks: &a.looks}, a.processes, a.files, a.cgroups)
 }
 
 // rulesWritten asks for a look at connections: whoever got in before the rules

@@ -73,10 +73,10 @@ func TestResourcesComeInOrder(t *testing.T) {
 		}
 		return strings.Join(list, " ")
 	}
-	if got := names(d); got != "sysctl firewall connections processes files" {
+	if got := names(d); got != "sysctl firewall connections processes files cgroups" {
 		t.Errorf("got %s", got)
 	}
-	if got := names(mustBuild(t, configHead+"sysctl: {manage: false}\n")); got != "firewall connections processes files" {
+	if got := names(mustBuild(t, configHead+"sysctl: {manage: false}\n")); got != "firewall connections processes files cgroups" {
 		t.Errorf("without sysctls: %s", got)
 	}
 }

@@ -39,6 +39,7 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	s.Layers = append(s.Layers,
 		netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s),
 		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage))
+	a.addOwnCgroup(ctx, d.Config, &s)
 	for _, state := range a.serviceStates() {
 		a.addService(ctx, d, state, &s)
 	}
@@ -175,6 +176,7 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 			s.Layers = append(s.Layers, serviceLayers(state.Name, pids, findings)...)
 			addLandlock(ctx, spec, state.PID, s)
 			addMounts(ctx, spec, state.PID, s)
+			addCgroup(ctx, spec, state.PID, s)
 			s.Reasons = append(s.Reasons, failures(state.Name, findings)...)
 		}
 	}

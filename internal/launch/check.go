@@ -19,6 +19,7 @@ type prepared struct {
 	environment environment
 	landlock    *landlockStage
 	mounts      *mountStage
+	cgroup      *cgroupStage
 }
 
 // Check finds every reason to refuse a launch that can be known before it, and
@@ -72,6 +73,10 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 		}},
 		{StepMounts, func() (err error) {
 			p.mounts, err = checkMounts(ctx, spec, self)
+			return err
+		}},
+		{StepCgroup, func() (err error) {
+			p.cgroup, err = checkCgroup(ctx, spec)
 			return err
 		}},
 		// The last one: it holds descriptors.

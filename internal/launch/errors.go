@@ -9,8 +9,9 @@ import (
 // Step names one step of the launch.
 type Step string
 
-// The steps in their order, those of Landlock and mounts aside: StepMounts and
-// StepLandlock are the last ones before StepUmask, StepMountsEnter precedes StepCwd,
+// The steps in their order, those of Landlock, mounts and control groups aside:
+// StepMounts, StepCgroup and StepLandlock are the last ones before StepUmask,
+// StepMountsEnter precedes StepCwd, StepEnterCgroup follows it, and
 // StepLandlockLoad follows StepReadBack. Up to StepLandlock nothing has changed.
 const (
 	StepSpec         Step = "spec"
@@ -43,6 +44,8 @@ const (
 
 	StepMounts      Step = "mounts"
 	StepMountsEnter Step = "mounts-enter"
+	StepCgroup      Step = "cgroup"
+	StepEnterCgroup Step = "enter-cgroup"
 )
 
 // codes is the table of exit codes. They are part of the command line's
@@ -79,6 +82,8 @@ var codes = map[Step]int{
 
 	StepMounts:      96, // not supported by the kernel, no CAP_SYS_ADMIN, or paths that contradict each other
 	StepMountsEnter: 97, // no mount namespace, or its mounts are not as asked for
+	StepCgroup:      98, // required, and the machine or the service manager does not offer it
+	StepEnterCgroup: 99, // the kernel refused the group, or its settings are not as written
 }
 
 // Error is a launch that did not happen.
@@ -94,7 +99,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Code is the exit code of a process whose launch failed with e: 71 to 97, one
+// Code is the exit code of a process whose launch failed with e: 71 to 99, one
 // for each step.
 func (e *Error) Code() int { return codes[e.Step] }
 

@@ -15,7 +15,7 @@ var allSteps = []Step{
 	StepSpec, StepPrivilege, StepUser, StepGroups, StepBinary, StepDataDir, StepLimits, StepCapabilities,
 	StepSeccomp, StepEnvironment, StepUmask, StepCwd, StepOOMScore, StepSetLimits, StepBoundingSet, StepIdentity,
 	StepCapabilitySets, StepNoNewPrivs, StepReadBack, StepSignals, StepDescriptors, StepSeccompLoad, StepExec,
-	StepLandlock, StepLandlockLoad, StepMounts, StepMountsEnter,
+	StepLandlock, StepLandlockLoad, StepMounts, StepMountsEnter, StepCgroup, StepEnterCgroup,
 }
 
 func TestCodesAreDistinct(t *testing.T) {

@@ -82,6 +82,10 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// could lie below one the service may not see, or keep a mount busy.
 		{StepCwd, func() error { return enter(spec.DataDir, id) }},
 
+		// While still root, who alone may move processes, and before the service has
+		// any memory or children, which stay with the group that they began in.
+		{StepEnterCgroup, func() error { return p.cgroup.enter(ctx) }},
+
 		// Lowering the score needs CAP_SYS_RESOURCE.
 		{StepOOMScore, func() error { return setOOMScore(spec.OOMScoreAdj) }},
 

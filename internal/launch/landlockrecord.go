@@ -125,17 +125,23 @@ func (r launchRecord) write(file *os.File) {
 
 func readRecordFile(path string) (launchRecord, error) {
 	var r launchRecord
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	data, err := readSmall(path)
 	if err != nil {
 		return r, err
+	}
+	return r, json.Unmarshal(data, &r)
+}
+
+// readSmall reads a record.
+func readSmall(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
 	}
 	defer file.Close()
 	data := make([]byte, maxLaunchRecord)
 	n, err := file.Read(data)
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal(data[:n], &r)
+	return data[:n], err
 }
 
 // LandlockState is what is known of the Landlock domain of a live process. The

@@ -26,6 +26,7 @@ type Spec struct {
 	Seccomp      sandbox.Profile // always enforced
 	Landlock     Landlock
 	Mounts       Mounts
+	Cgroup       Cgroup
 	Environment  []string // NAME=value, on top of the allow-list
 	OOMScoreAdj  *int     // -1000..1000, proc(5); nil leaves it
 }

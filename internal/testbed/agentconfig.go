@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 
 	"go.yaml.in/yaml/v3"
@@ -17,6 +18,7 @@ type AgentConfig struct {
 	AcceptWide []string       // firewall.accept_wide
 	Flows      map[string]any // rows by name, as written in the file
 	Sysctl     map[string]any // manage, set, leave
+	Agent      map[string]any // cgroup (default: off), oom_score_adj
 	Services   map[string]Service
 	Peers      Peers
 }
@@ -35,6 +37,7 @@ type Service struct {
 	Helpers      []string       `yaml:"helpers,omitempty"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
 	Mounts       map[string]any `yaml:"mounts,omitempty"`
+	Cgroup       map[string]any `yaml:"cgroup,omitempty"` // default: off, since VMs share those of the machine
 
 	MaxConnections int `yaml:"max_connections,omitempty"`
 
@@ -91,9 +94,25 @@ func (c AgentConfig) yaml(dir string) (string, error) {
 		Flows     section            `yaml:"flows,omitempty"`
 		Sysctl    section            `yaml:"sysctl,omitempty"`
 		Reconcile section            `yaml:"reconcile,omitempty"`
+		Agent     section            `yaml:"agent,omitempty"`
 		Services  map[string]Service `yaml:"services,omitempty"`
 	}{Version: 1, Node: c.Node, PeersFile: peersFile, Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
-		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Services: c.Services}
+		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Agent: c.Agent, Services: c.Services}
+	off := map[string]any{"mode": "off"}
+	if _, ok := file.Agent["cgroup"]; !ok {
+		file.Agent = maps.Clone(file.Agent)
+		if file.Agent == nil {
+			file.Agent = section{}
+		}
+		file.Agent["cgroup"] = off
+	}
+	file.Services = maps.Clone(file.Services)
+	for name, s := range file.Services {
+		if s.Cgroup == nil {
+			s.Cgroup = off
+			file.Services[name] = s
+		}
+	}
 	if c.Backend != "" {
 		file.Firewall["backend"] = c.Backend
 	}

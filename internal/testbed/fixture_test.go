@@ -131,6 +131,9 @@ runtime_dir: /dir/run
 state_dir: /dir/state
 firewall:
     backend: legacy
+agent:
+    cgroup:
+        mode: "off"
 services:
     postgres:
         profile: postgres
@@ -138,6 +141,8 @@ services:
         command: [/bin/postgres, -D, /data]
         limits:
             nofile: 1024
+        cgroup:
+            mode: "off"
 `
 	if got != want {
 		t.Errorf("pghardend.yaml:\n%s\nwant:\n%s", got, want)
@@ -189,11 +194,16 @@ flows:
 sysctl:
     leave:
         - net.ipv4.tcp_rfc1337
+agent:
+    cgroup:
+        mode: "off"
 services:
     pgpool:
         profile: pgpool
         helpers:
             - /f.sh
+        cgroup:
+            mode: "off"
         max_connections: 32
 `
 	if got != want {

@@ -40,6 +40,7 @@ type Config struct {
 	Sysctl     Sysctl
 	Reconcile  Reconcile
 	Metrics    Metrics
+	Agent      AgentSettings
 	Services   []Service // sorted by name; may be empty
 
 	lines lineIndex
@@ -86,6 +87,7 @@ type Service struct {
 	Helpers  []string
 	Landlock Landlock
 	Mounts   Mounts
+	Cgroup   Cgroup
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -143,6 +145,7 @@ func (r *configReader) file(root *yaml.Node) {
 		{"sysctl", false, "", r.sysctl},
 		{"reconcile", false, "", r.reconcile},
 		{"metrics", false, "", r.metrics},
+		{"agent", false, "", r.agent},
 		{"services", false, "", r.services},
 	})
 }
@@ -260,6 +263,7 @@ type rawConfig struct {
 	Sysctl     Sysctl                  `mapstructure:"sysctl"`
 	Reconcile  Reconcile               `mapstructure:"reconcile"`
 	Metrics    Metrics                 `mapstructure:"metrics"`
+	Agent      rawAgent                `mapstructure:"agent"`
 	Services   map[string]rawService   `mapstructure:"services"`
 }
 
@@ -279,6 +283,7 @@ type rawService struct {
 	Helpers        []string       `mapstructure:"helpers"`
 	Landlock       rawLandlock    `mapstructure:"landlock"`
 	Mounts         rawMounts      `mapstructure:"mounts"`
+	Cgroup         rawCgroup      `mapstructure:"cgroup"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -307,7 +312,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 	c := Config{
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
-		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics,
+		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics, Agent: raw.Agent.settings(),
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)
@@ -327,6 +332,7 @@ func (raw rawService) service(name string) Service {
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(), Mounts: raw.Mounts.mounts(),
+		Cgroup: raw.Cgroup.cgroup(defaultServiceWeight),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

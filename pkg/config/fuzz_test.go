@@ -77,6 +77,7 @@ func FuzzParseConfig(f *testing.F) {
 		top + "sysctl: {manage: false, set: [net.ipv4.tcp_rfc1337=1], leave: [net.ipv6.*]}\n", withKey("max_connections: 262143"), withKey("helpers: [/a//b, /c]"),
 		withKey("landlock: {mode: preferred, read: [/a], write: [/b//c], bind: [1], connect: [65535]}"), withKey("landlock: {write: [/a, /a], mode: off}"),
 		withKey("mounts: {mode: preferred, exec: [/opt//a]}"),
+		withKey("cgroup: {mode: required, memory_max: 8G, tasks_max: unlimited}"),
 		top + "reconcile: {interval: 60s, full: 1s}\nmetrics: {listen: \"[::1]:1024\"}\n"} {
 		f.Add([]byte(s), "host.example.com")
 	}

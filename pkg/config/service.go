@@ -87,6 +87,7 @@ func (r *configReader) service(key string, n *yaml.Node) {
 		{"oom_score_adj", false, "", func(key string, n *yaml.Node) { r.whole(key, n, -1000, 1000) }},
 		{"landlock", false, "", r.landlock},
 		{"mounts", false, "", r.mounts},
+		{"cgroup", false, "", r.cgroup},
 		{"max_connections", false, "", func(key string, n *yaml.Node) { r.whole(key, n, 1, maxMaxConnections) }},
 		{"start_timeout", false, "", r.timeout},
 		{"stop_timeout", false, "", r.timeout},
