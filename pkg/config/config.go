@@ -85,6 +85,9 @@ type Service struct {
 	// Helpers are the absolute paths of other programs that it may run.
 	Helpers  []string
 	Landlock Landlock
+	// Features are what the seccomp profile is to have beyond its base, FeaturesAuto
+	// among them or alone; whether there are such is not checked here. Default FeaturesAuto.
+	Features []string
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -277,6 +280,7 @@ type rawService struct {
 	MaxConnections int            `mapstructure:"max_connections"`
 	Helpers        []string       `mapstructure:"helpers"`
 	Landlock       rawLandlock    `mapstructure:"landlock"`
+	Features       any            `mapstructure:"features"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -325,6 +329,7 @@ func (raw rawService) service(name string) Service {
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(),
+		Features: featuresOf(raw.Features),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))
