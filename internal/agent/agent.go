@@ -45,6 +45,7 @@ type Agent struct {
 	processes *processesResource
 	files     *filesResource
 	looks     looks
+	profiles  profileWatch
 	heap      heap
 
 	mu       sync.Mutex
@@ -272,6 +273,7 @@ func (a *Agent) afterPass(s reconcile.Snapshot) {
 	}
 	a.notify.send(state)
 	a.events.pass(s)
+	a.profiles.look(a.desired.Load(), a.serviceStates(), a.events)
 	if list, ok := a.source.openings.settled(); ok { // else after a later pass
 		a.events.opened(list)
 	}

@@ -125,17 +125,23 @@ func (r launchRecord) write(file *os.File) {
 
 func readRecordFile(path string) (launchRecord, error) {
 	var r launchRecord
+	err := readRecord(path, &r)
+	return r, err
+}
+
+// readRecord reads the record of a launch.
+func readRecord(path string, into any) error {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return r, err
+		return err
 	}
 	defer file.Close()
 	data := make([]byte, maxLaunchRecord)
 	n, err := file.Read(data)
 	if err != nil {
-		return r, err
+		return err
 	}
-	return r, json.Unmarshal(data[:n], &r)
+	return json.Unmarshal(data[:n], into)
 }
 
 // LandlockState is what is known of the Landlock domain of a live process. The
