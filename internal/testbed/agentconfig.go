@@ -33,6 +33,7 @@ type Service struct {
 	Environment  []string       `yaml:"environment,omitempty"`
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
 	Helpers      []string       `yaml:"helpers,omitempty"`
+	Features     []string       `yaml:"features,omitempty,flow"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
 
 	MaxConnections int `yaml:"max_connections,omitempty"`
