@@ -58,7 +58,7 @@ func featureChange(service string, r launch.ProfileRecord) string {
 	if len(gone) > 0 {
 		parts = append(parts, "without "+strings.Join(gone, ", "))
 	}
-	return fmt.Sprintf("service %s was started with another seccomp profile than before: %s", service, strings.Join(parts, "; "))
+	return fmt.Sprintf("service %s started with another profile: %s", service, strings.Join(parts, "; "))
 }
 
 // addProfile says what a running service's profile was made of, what its settings
