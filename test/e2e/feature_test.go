@@ -12,7 +12,8 @@ import (
 	"github.com/pghardend/pghardend/internal/testbed"
 )
 
-const jitQuery = "EXPLAIN (ANALYZE, COSTS off) SELECT sum(n) FROM generate_series(1, 1000) n"
+// EXPLAIN tells of JIT only where it shows costs.
+const jitQuery = "EXPLAIN ANALYZE SELECT sum(n) FROM generate_series(1, 1000) n"
 
 // jitOn makes each query worth compiling.
 var jitOn = map[string]string{"jit": "on", "jit_above_cost": "0", "jit_inline_above_cost": "0", "jit_optimize_above_cost": "0"}
@@ -37,7 +38,7 @@ func TestFeatureJIT(t *testing.T) {
 			if compiled := strings.Contains(plan, "JIT:"); compiled != (name == "allowed") {
 				t.Errorf("features %v: compiled %v\n%s", features, compiled, plan)
 			}
-			for range 300 { // enough for strace to have seen something
+			for range 50 { // enough for strace to have seen something
 				_, err = a.superuser("SELECT 1")
 				must(t, err)
 				if name == "allowed" {
@@ -72,7 +73,7 @@ func TestA39_FeaturesBySettings(t *testing.T) {
 		t.Fatal("status has no layer seccomp")
 		return ""
 	}
-	if d := seccomp(); !strings.Contains(d, "launched with the profile postgres and resolver") {
+	if d := seccomp(); !strings.Contains(d, "launched with the profile postgres and ") || strings.Contains(d, "huge_pages") {
 		t.Errorf("detail %q", d)
 	}
 	a := &attack{slice: s}
@@ -82,7 +83,7 @@ func TestA39_FeaturesBySettings(t *testing.T) {
 	must(t, err)
 	s.want(0, []string{"stopped"}, "stop", "--service", "postgres")
 	s.want(0, []string{"started"}, "start", "--service", "postgres")
-	if d := seccomp(); !strings.Contains(d, "huge_pages, resolver") || strings.Contains(d, "jit") {
+	if d := seccomp(); !strings.Contains(d, "huge_pages") || strings.Contains(d, "jit") {
 		t.Errorf("detail %q", d)
 	}
 	must(t, testbed.Await(s.ctx, "the warning", func(context.Context) error {
@@ -98,7 +99,7 @@ func TestA39_FeaturesBySettings(t *testing.T) {
 	defer cancel()
 	must(t, testbed.Await(ctx, "the event", func(context.Context) error {
 		out := s.cli("events").Stdout
-		if !strings.Contains(out, control.KindProfile) || !strings.Contains(out, "with huge_pages (auto: huge_pages is not off") {
+		if !strings.Contains(out, control.KindProfile) || !strings.Contains(out, "another profile: with huge_pages (auto: ") {
 			return fmt.Errorf("events:\n%s", out)
 		}
 		return nil
