@@ -46,6 +46,7 @@ type Agent struct {
 	files     *filesResource
 	cgroups   *cgroupsResource
 	looks     looks
+	profiles  profileWatch
 	heap      heap
 
 	scoreFault error // why the agent has not the OOM score that is asked for
@@ -282,6 +283,7 @@ func (a *Agent) afterPass(s reconcile.Snapshot) {
 	}
 	a.notify.send(state)
 	a.events.pass(s)
+	a.profiles.look(a.desired.Load(), a.serviceStates(), a.events)
 	if list, ok := a.source.openings.settled(); ok { // else after a later pass
 		a.events.opened(list)
 	}

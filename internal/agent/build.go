@@ -123,17 +123,22 @@ func sysctls(cfg config.Config) ([]sysctl.Setting, error) {
 	return sysctl.Merge(base, set, cfg.Sysctl.Leave), nil
 }
 
-// ServiceSpec is the launch stage's input for one configured service.
+// ServiceSpec is the launch stage's input for one configured service, as far as it
+// is known without a look at the machine: the seccomp profile may get more features.
 func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
+	return serviceSpec(cfg, name, func(config.Service) serverFacts { return serverFacts{} })
+}
+
+func serviceSpec(cfg config.Config, name string, ask func(config.Service) serverFacts) (launch.Spec, error) {
 	i := slices.IndexFunc(cfg.Services, func(s config.Service) bool { return s.Name == name })
 	if i < 0 {
 		return launch.Spec{}, fmt.Errorf("%s: there is no service %q; services: %s", cfg.Where("services"), name, serviceNames(cfg))
 	}
 	svc := cfg.Services[i]
 	key := "services." + name
-	profile, err := seccompProfile(svc.Profile)
+	profile, err := serviceProfile(cfg, svc, ask(svc))
 	if err != nil {
-		return launch.Spec{}, fmt.Errorf("%s: %s.profile: %w", cfg.Where(key+".profile"), key, err)
+		return launch.Spec{}, err
 	}
 	caps, err := sandbox.ParseCapabilities(svc.Capabilities)
 	if err != nil {
@@ -181,26 +186,6 @@ func serviceNames(cfg config.Config) string {
 		return "none"
 	}
 	return strings.Join(names, ", ")
-}
-
-func seccompProfile(name string) (sandbox.Profile, error) {
-	file := "seccomp/" + name + ".json"
-	data, err := fs.ReadFile(policies.FS, file)
-	if err != nil {
-		return sandbox.Profile{}, fmt.Errorf("there is no profile %q; profiles: %s", name, strings.Join(profileNames(), ", "))
-	}
-	return sandbox.ParseProfile(file, data)
-}
-
-func profileNames() []string {
-	files, err := fs.Glob(policies.FS, "seccomp/*.json")
-	if err != nil {
-		return nil
-	}
-	for i, f := range files {
-		files[i] = strings.TrimSuffix(path.Base(f), ".json")
-	}
-	return files
 }
 
 // profileEnvironment: the postmaster may be exempt from the OOM killer while

@@ -187,7 +187,7 @@ func TestBuildErrorsNameFileAndLine(t *testing.T) {
 		says         []string
 	}{
 		{"unknown profile", strings.Replace(serviceText, "profile: postgres", "profile: oracle", 1),
-			[]string{`pghardend.yaml:5: services.postgres.profile: there is no profile "oracle"; profiles: pgpool, postgres`}},
+			[]string{`pghardend.yaml:5: services.postgres.profile: there is no profile "oracle"; profiles: generic, pgpool, postgres`}},
 		{"unknown capability", serviceText + "    capabilities: [CAP_NET_ADMIN, CAP_FLY]\n",
 			[]string{"pghardend.yaml:9: services.postgres.capabilities: ", "CAP_FLY"}},
 		{"unknown limit", strings.Replace(serviceText, "nofile:", "nofiles:", 1),

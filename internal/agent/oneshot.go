@@ -365,7 +365,7 @@ func Exec(ctx context.Context, configFile, service string, extra []string, repor
 	if err != nil {
 		return err
 	}
-	spec, err := ServiceSpec(cfg, service)
+	spec, err := launchSpec(ctx, cfg, service, extra)
 	if err != nil {
 		return err
 	}

@@ -179,7 +179,7 @@ func TestF18_BadConfigIsRefused(t *testing.T) {
 			[]string{"pghardend.yaml:5: services"}},
 		{"unknown profile", func(f *files) {
 			f.write(f.config, f.configText()+strings.Replace(serviceText, "profile: postgres", "profile: oracle", 1))
-		}, []string{"pghardend.yaml:7: services.postgres.profile", `there is no profile "oracle"; profiles: pgpool, postgres`}},
+		}, []string{"pghardend.yaml:7: services.postgres.profile", `there is no profile "oracle"; profiles: generic, pgpool, postgres`}},
 		{"wrong mode", func(f *files) { f.chmod(f.config, 0o620) },
 			[]string{"pghardend.yaml", "mode 0620", "chmod go-w"}},
 		{"wrong mode of the peers", func(f *files) { f.chmod(f.peers, 0o602) },

@@ -174,6 +174,7 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 			s.Reasons = append(s.Reasons, fmt.Sprintf("service %s cannot be verified: %v", state.Name, err))
 		} else {
 			s.Layers = append(s.Layers, serviceLayers(state.Name, pids, findings)...)
+			addProfile(ctx, d.Config, state, s)
 			addLandlock(ctx, spec, state.PID, s)
 			addMounts(ctx, spec, state.PID, s)
 			addCgroup(ctx, spec, state.PID, s)

@@ -90,6 +90,7 @@ const (
 	KindRestart  = "restart-needed" // a Drift that cannot be put back in place
 	KindOpening  = "opening"
 	KindDaemon   = "daemon"
+	KindProfile  = "profile" // a service was started with other features than before
 )
 
 // String is the culprit for people, in one line.

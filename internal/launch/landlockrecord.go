@@ -125,14 +125,19 @@ func (r launchRecord) write(file *os.File) {
 
 func readRecordFile(path string) (launchRecord, error) {
 	var r launchRecord
-	data, err := readSmall(path)
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal(data, &r)
+	err := readRecord(path, &r)
+	return r, err
 }
 
-// readSmall reads a record.
+// readRecord reads the record of a launch.
+func readRecord(path string, into any) error {
+	data, err := readSmall(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, into)
+}
+
 func readSmall(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -35,6 +35,7 @@ type Service struct {
 	Environment  []string       `yaml:"environment,omitempty"`
 	OOMScoreAdj  *int           `yaml:"oom_score_adj,omitempty"`
 	Helpers      []string       `yaml:"helpers,omitempty"`
+	Features     []string       `yaml:"features,omitempty,flow"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
 	Mounts       map[string]any `yaml:"mounts,omitempty"`
 	Cgroup       map[string]any `yaml:"cgroup,omitempty"` // default: off, since VMs share those of the machine

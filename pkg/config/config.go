@@ -88,6 +88,9 @@ type Service struct {
 	Landlock Landlock
 	Mounts   Mounts
 	Cgroup   Cgroup
+	// Features are what the seccomp profile is to have beyond its base, FeaturesAuto
+	// among them or alone; whether there are such is not checked here. Default FeaturesAuto.
+	Features []string
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -284,6 +287,7 @@ type rawService struct {
 	Landlock       rawLandlock    `mapstructure:"landlock"`
 	Mounts         rawMounts      `mapstructure:"mounts"`
 	Cgroup         rawCgroup      `mapstructure:"cgroup"`
+	Features       any            `mapstructure:"features"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -332,7 +336,7 @@ func (raw rawService) service(name string) Service {
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(), Mounts: raw.Mounts.mounts(),
-		Cgroup: raw.Cgroup.cgroup(defaultServiceWeight),
+		Cgroup: raw.Cgroup.cgroup(defaultServiceWeight), Features: featuresOf(raw.Features),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

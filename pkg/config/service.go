@@ -88,6 +88,7 @@ func (r *configReader) service(key string, n *yaml.Node) {
 		{"landlock", false, "", r.landlock},
 		{"mounts", false, "", r.mounts},
 		{"cgroup", false, "", r.cgroup},
+		{"features", false, "", r.features},
 		{"max_connections", false, "", func(key string, n *yaml.Node) { r.whole(key, n, 1, maxMaxConnections) }},
 		{"start_timeout", false, "", r.timeout},
 		{"stop_timeout", false, "", r.timeout},

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	seccomp "github.com/seccomp/libseccomp-golang"
@@ -143,17 +145,32 @@ func (p Profile) checkOverlap() error {
 	for _, r := range p.rules {
 		for _, other := range byName[r.syscall] {
 			switch {
+			case !shareArch(r, other):
 			case len(r.conds) == 0 || len(other.conds) == 0:
-				errs = append(errs, fmt.Errorf("%s: an entry without args beside another one: "+
-					"the other one would have no effect", r.syscall))
+				errs = append(errs, fmt.Errorf("%s: an entry without args beside another one%s: "+
+					"the other one would have no effect", r.syscall, between(r, other)))
 			case r.action != other.action && canMeet(r.conds, other.conds):
 				errs = append(errs, fmt.Errorf("%s: two entries with different actions for the same arguments "+
-					"(argument %d): make their args exclude each other", r.syscall, r.conds[0].Argument))
+					"(argument %d)%s: make their args exclude each other", r.syscall, r.conds[0].Argument, between(r, other)))
 			}
 		}
 		byName[r.syscall] = append(byName[r.syscall], r)
 	}
 	return errors.Join(errs...)
+}
+
+// shareArch tells whether two rules are in force on one architecture.
+func shareArch(a, b rule) bool {
+	return len(a.arches) == 0 || len(b.arches) == 0 ||
+		slices.ContainsFunc(a.arches, func(arch string) bool { return slices.Contains(b.arches, arch) })
+}
+
+// between names the files that two rules are from, if there are two.
+func between(a, b rule) string {
+	if slices.Equal(a.origins, b.origins) {
+		return ""
+	}
+	return fmt.Sprintf(", of %s and of %s", strings.Join(b.origins, "+"), strings.Join(a.origins, "+"))
 }
 
 // canMeet tells whether some arguments meet all conditions of both lists, each

@@ -25,6 +25,7 @@ type Filter struct {
 
 // machine is an architecture that profiles are written for.
 type machine struct {
+	name  string // GOARCH
 	arch  seccomp.ScmpArch
 	audit uint32 // AUDIT_ARCH_*, as in seccomp_data.arch; linux/audit.h
 }
@@ -33,8 +34,8 @@ type machine struct {
 // (nothing is multiplexed through socketcall or ipc), so a rule in a profile is
 // a rule in the filter.
 var machines = map[string]machine{
-	"amd64": {seccomp.ArchAMD64, unix.AUDIT_ARCH_X86_64},
-	"arm64": {seccomp.ArchARM64, unix.AUDIT_ARCH_AARCH64},
+	"amd64": {"amd64", seccomp.ArchAMD64, unix.AUDIT_ARCH_X86_64},
+	"arm64": {"arm64", seccomp.ArchARM64, unix.AUDIT_ARCH_AARCH64},
 }
 
 // Compile makes a filter of a profile for the architecture of this program. It
@@ -77,7 +78,7 @@ func build(p Profile, m machine) ([]bpf.RawInstruction, error) {
 		return nil, err
 	}
 	for _, r := range p.rules {
-		if _, ok, err := number(r.syscall, m); err != nil {
+		if _, ok, err := r.number(m); err != nil {
 			return nil, err
 		} else if !ok {
 			continue
@@ -131,6 +132,15 @@ func number(name string, m machine) (seccomp.ScmpSyscall, bool, error) {
 		return 0, false, fmt.Errorf("system call %s: %w", name, err)
 	}
 	return nr, nr >= 0, nil
+}
+
+// number resolves the call of a rule; false if the rule is not for this
+// architecture.
+func (r rule) number(m machine) (seccomp.ScmpSyscall, bool, error) {
+	if len(r.arches) > 0 && !slices.Contains(r.arches, m.name) {
+		return 0, false, nil
+	}
+	return number(r.syscall, m)
 }
 
 // export reads the program out of libseccomp, which writes it to a file only.

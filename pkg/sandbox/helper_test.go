@@ -22,7 +22,8 @@ const envHelper = "SANDBOX_TEST_HELPER"
 var helpers = map[string]func() (any, error){
 	"calls":             tryCalls,
 	"calls-filtered":    func() (any, error) { return confinedThen(tryCalls) },
-	"become-filtered":   func() (any, error) { return confinedThen(becomeCat) },
+	"calls-featured":    func() (any, error) { return confinedThen(tryCalls, "jit", "io_uring", "huge_pages") },
+	"become-filtered":   func() (any, error) { return confinedThen(becomeCat, "helpers") },
 	"foreign":           tryForeign,
 	"foreign-filtered":  func() (any, error) { return confinedThen(tryForeign) },
 	"load-without-nnp":  loadWithoutNoNewPrivs,
@@ -49,6 +50,9 @@ func TestMain(m *testing.M) {
 	go func() {
 		runtime.LockOSThread()
 		done <- runHelper(name)
+		// As the launch stage does: the runtime dies if the filter keeps it from
+		// ending the thread (sigaltstack).
+		select {}
 	}()
 	if err := <-done; err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -11,8 +11,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/pghardend/pghardend/policies"
 )
 
 // attempt is one system call with arguments that do no harm: it is the error that
@@ -25,6 +23,8 @@ type attempt struct {
 	// outcome is another one, unless same is set.
 	want unix.Errno
 	same bool
+	// feature: a feature gives the call back what it is without the filter.
+	feature bool
 }
 
 const (
@@ -56,7 +56,12 @@ var attempts = []attempt{
 	{name: "process_vm_readv", nr: unix.SYS_PROCESS_VM_READV, args: [6]uintptr{1 << 30, 0, 0, 0, 0, 1}, want: unix.EPERM},
 	{name: "bpf", nr: unix.SYS_BPF, args: [6]uintptr{9999}, want: unix.EPERM},
 	{name: "perf_event_open", nr: unix.SYS_PERF_EVENT_OPEN, args: [6]uintptr{0, 0, none, none, none}, want: unix.EPERM},
-	{name: "io_uring_setup", nr: unix.SYS_IO_URING_SETUP, want: unix.EPERM},
+	{name: "io_uring_setup", nr: unix.SYS_IO_URING_SETUP, want: unix.EPERM, feature: true},
+	// An impossible length or size: without the filter the call gets no further.
+	{name: "mprotect exec", nr: unix.SYS_MPROTECT, args: [6]uintptr{1, 4096, unix.PROT_READ | unix.PROT_EXEC}, want: unix.EPERM, feature: true},
+	{name: "huge pages", nr: unix.SYS_MMAP, args: [6]uintptr{0, 0, unix.PROT_READ, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_HUGETLB, none},
+		want: unix.EPERM, feature: true},
+	{name: "shmget huge pages", nr: unix.SYS_SHMGET, args: [6]uintptr{unix.IPC_PRIVATE, 0, 0o7600}, want: unix.EPERM, feature: true},
 	{name: "userfaultfd", nr: unix.SYS_USERFAULTFD, args: [6]uintptr{3}, want: unix.EPERM},
 	{name: "keyctl", nr: unix.SYS_KEYCTL, args: [6]uintptr{9999}, want: unix.EPERM},
 	{name: "add_key", nr: unix.SYS_ADD_KEY, want: unix.EPERM},
@@ -66,16 +71,19 @@ var attempts = []attempt{
 	{name: "fchown", nr: unix.SYS_FCHOWN, args: [6]uintptr{none, none, none}, want: unix.EPERM},
 	{name: "tiocsti", nr: unix.SYS_IOCTL, args: [6]uintptr{none, unix.TIOCSTI}, want: unix.EPERM},
 	{name: "tiocsti, upper half set", nr: unix.SYS_IOCTL, args: [6]uintptr{none, unix.TIOCSTI | bit}, want: unix.EPERM},
-	{name: "tcgets", nr: unix.SYS_IOCTL, args: [6]uintptr{none, unix.TCGETS}, want: unix.EBADF, same: true},
+	{name: "tcgets", nr: unix.SYS_IOCTL, args: [6]uintptr{none, unix.TCGETS}, want: unix.ENOSYS},
 	{name: "personality query", nr: unix.SYS_PERSONALITY, args: [6]uintptr{0xffffffff}, want: unix.EPERM},
 	{name: "personality no randomisation", nr: unix.SYS_PERSONALITY, args: [6]uintptr{0x0040000}, want: unix.EPERM},
-	{name: "personality linux", nr: unix.SYS_PERSONALITY, same: true},
+	{name: "personality linux", nr: unix.SYS_PERSONALITY, want: unix.EPERM},
 	{name: "own limits", nr: unix.SYS_PRLIMIT64, args: [6]uintptr{0, unix.RLIMIT_NOFILE}, same: true},
 	{name: "limits of another process", nr: unix.SYS_PRLIMIT64, args: [6]uintptr{1 << 30, unix.RLIMIT_NOFILE}, want: unix.EPERM},
 	{name: "mmap write and exec", nr: unix.SYS_MMAP, args: [6]uintptr{0, 4096, unix.PROT_WRITE | unix.PROT_EXEC,
 		unix.MAP_PRIVATE | unix.MAP_ANONYMOUS, none}, want: unix.EPERM},
-	{name: "mmap exec", nr: unix.SYS_MMAP, args: [6]uintptr{0, 4096, unix.PROT_READ | unix.PROT_EXEC,
-		unix.MAP_PRIVATE | unix.MAP_ANONYMOUS, none}, same: true},
+	{name: "mmap exec without a file", nr: unix.SYS_MMAP, args: [6]uintptr{0, 4096, unix.PROT_READ | unix.PROT_EXEC,
+		unix.MAP_PRIVATE | unix.MAP_ANONYMOUS, none}, want: unix.EPERM},
+	{name: "mmap exec of a file", nr: unix.SYS_MMAP, args: [6]uintptr{0, 4096, unix.PROT_READ | unix.PROT_EXEC,
+		unix.MAP_PRIVATE, none}, want: unix.EBADF, same: true},
+	{name: "fcntl set owner", nr: unix.SYS_FCNTL, args: [6]uintptr{none, unix.F_SETOWN}, want: unix.ENOSYS},
 	{name: "mprotect write and exec", nr: unix.SYS_MPROTECT, args: [6]uintptr{1, 4096, unix.PROT_WRITE | unix.PROT_EXEC}, want: unix.EPERM},
 	{name: "prctl set dumpable", nr: unix.SYS_PRCTL, args: [6]uintptr{unix.PR_SET_DUMPABLE, 99}, want: unix.ENOSYS},
 	{name: "prctl parent death signal", nr: unix.SYS_PRCTL, args: [6]uintptr{unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)}, same: true},
@@ -93,13 +101,9 @@ func tryCalls() (any, error) {
 	return results, nil
 }
 
-// confinedThen confines the calling thread with the postgres profile.
-func confinedThen(then func() (any, error)) (any, error) {
-	data, err := policies.FS.ReadFile("seccomp/postgres.json")
-	if err != nil {
-		return nil, err
-	}
-	p, err := ParseProfile("postgres", data)
+// confinedThen confines the calling thread with the profile of postgres.
+func confinedThen(then func() (any, error), features ...string) (any, error) {
+	p, err := shipped("postgres", features...)
 	if err != nil {
 		return nil, err
 	}
@@ -119,12 +123,16 @@ func confinedThen(then func() (any, error)) (any, error) {
 func TestFilterInTheKernel(t *testing.T) {
 	free := mustHelp[[]unix.Errno](t, "calls")
 	confined := mustHelp[[]unix.Errno](t, "calls-filtered")
-	if len(free) != len(attempts) || len(confined) != len(attempts) {
-		t.Fatalf("%d and %d results, want %d", len(free), len(confined), len(attempts))
+	featured := mustHelp[[]unix.Errno](t, "calls-featured")
+	if len(free) != len(attempts) || len(confined) != len(attempts) || len(featured) != len(attempts) {
+		t.Fatalf("%d, %d and %d results, want %d", len(free), len(confined), len(featured), len(attempts))
 	}
 	for i, a := range attempts {
 		if confined[i] != a.want {
 			t.Errorf("%s under the filter: %v, want %v", a.name, describe(confined[i]), describe(a.want))
+		}
+		if want := map[bool]unix.Errno{false: a.want, true: free[i]}[a.feature]; featured[i] != want {
+			t.Errorf("%s with features: %v, want %v", a.name, describe(featured[i]), describe(want))
 		}
 		if same := free[i] == confined[i]; same != a.same {
 			t.Errorf("%s: %v under the filter, %v without it", a.name, describe(confined[i]), describe(free[i]))

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"maps"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,24 +12,25 @@ var hotPgpool = []string{
 	"read", "write", "recvfrom", "sendto", "poll", "ppoll", "pselect6", "semtimedop", "futex", "fcntl", "getpid",
 }
 
-// budgetPgpool is the number of names the profile may allow: 86 that pgpool, a
-// shell, psql and ssh were seen to use, and 16 that they need without a trace
-// showing it. The profile's README lists the latter.
-const budgetPgpool = 102
+// The number of names that the profile of pgpool may allow on x86-64, without
+// features and with all of them.
+const (
+	budgetPgpool         = 106
+	budgetPgpoolFeatures = 120
+)
 
-// otherSpellingPgpool has what only pgpool's profile allows of what arm64 lacks.
-func otherSpellingPgpool() map[string]string {
-	all := maps.Clone(otherSpelling)
-	all["pause"] = "ppoll"
-	return all
+func pgpoolProfile(t testing.TB, features ...string) Profile {
+	return embeddedProfile(t, "pgpool", features...)
 }
 
-func pgpoolProfile(t testing.TB) Profile { return embeddedProfile(t, "pgpool") }
+// pgpoolFeatures are all.
+var pgpoolFeatures = []string{"delegate_ip", "helpers", "trusted_servers"}
 
 func TestPgpoolEveryRule(t *testing.T) { everyRule(t, pgpoolProfile(t)) }
 
 func TestPgpoolNames(t *testing.T) {
-	checkNames(t, pgpoolProfile(t), hotPgpool, otherSpellingPgpool(), budgetPgpool)
+	checkNames(t, pgpoolProfile(t), hotPgpool, budgetPgpool)
+	checkNames(t, pgpoolProfile(t, pgpoolFeatures...), hotPgpool, budgetPgpoolFeatures)
 }
 
 func TestPgpoolDenials(t *testing.T) { checkDenials(t, pgpoolProfile(t)) }
@@ -89,7 +89,9 @@ func TestPgpoolArguments(t *testing.T) {
 		{"ioctl", []uint64{0, unix.TIOCSTI}, eperm},
 		{"ioctl", []uint64{0, unix.TIOCSTI | upper}, eperm},
 		{"ioctl", []uint64{0, unix.TIOCLINUX | 1<<63}, eperm},
-		{"mmap", []uint64{0, 4096, rx}, allow},
+		{"mmap", []uint64{0, 4096, rx, unix.MAP_PRIVATE}, allow},
+		{"mmap", []uint64{0, 4096, rx, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS}, eperm},
+		{"mprotect", []uint64{0, 4096, rx}, eperm},
 		{"mmap", []uint64{0, 4096, rwx}, eperm},
 		{"mprotect", []uint64{0, 4096, rwx | upper}, eperm},
 		{"shmat", []uint64{1, 0, 0}, allow},

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"fmt"
-	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,16 +15,19 @@ import (
 
 // hot are the calls that a busy server makes all the time.
 var hot = []string{
-	"read", "write", "lseek", "pread64", "pwrite64", "preadv", "pwritev", "recvfrom", "recvmsg", "sendto", "sendmsg",
+	"read", "write", "lseek", "pread64", "pwrite64", "pwritev", "recvfrom", "sendto", "sendmsg",
 	"epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "futex",
 }
+
+// hotFeatures are those that features add.
+var hotFeatures = []string{"preadv", "recvmsg"}
 
 // otherSpelling has the calls that only x86-64 has, and what arm64 (and some
 // programs on x86-64) use in their place.
 var otherSpelling = map[string]string{
 	"access": "faccessat", "chmod": "fchmodat", "dup2": "dup3", "epoll_wait": "epoll_pwait", "mkdir": "mkdirat",
 	"poll": "ppoll", "readlink": "readlinkat", "rename": "renameat", "rmdir": "unlinkat", "symlink": "symlinkat",
-	"unlink": "unlinkat", "vfork": "clone", "arch_prctl": "", "alarm": "setitimer", "getpgrp": "getpgid",
+	"unlink": "unlinkat", "vfork": "clone", "arch_prctl": "", "alarm": "setitimer", "getpgrp": "getpgid", "pause": "ppoll", "select": "pselect6",
 }
 
 // deniedWithEPERM is what a compromised server would try first.
@@ -45,19 +47,42 @@ var deniedWithEPERM = []string{
 // fallBack are calls that glibc or coreutils try first and do without on ENOSYS.
 var fallBack = []string{"clone3", "faccessat2", "openat2", "statx", "close_range", "renameat2", "epoll_pwait2"}
 
-func postgresProfile(t testing.TB) Profile { return embeddedProfile(t, "postgres") }
+func postgresProfile(t testing.TB, features ...string) Profile {
+	return embeddedProfile(t, "postgres", features...)
+}
 
-func embeddedProfile(t testing.TB, name string) Profile {
+func embeddedProfile(t testing.TB, name string, features ...string) Profile {
 	t.Helper()
-	data, err := policies.FS.ReadFile("seccomp/" + name + ".json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := ParseProfile(name, data)
+	p, err := shipped(name, features...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// shipped is a built-in profile with features.
+func shipped(name string, features ...string) (Profile, error) {
+	data, err := policies.FS.ReadFile("seccomp/" + name + ".json")
+	if err != nil {
+		return Profile{}, err
+	}
+	p, err := ParseProfile(name, data)
+	if err != nil {
+		return Profile{}, err
+	}
+	var add []Feature
+	for _, name := range features {
+		data, err := policies.FS.ReadFile("seccomp/features/" + name + ".json")
+		if err != nil {
+			return Profile{}, err
+		}
+		f, err := ParseFeature(name, data)
+		if err != nil {
+			return Profile{}, err
+		}
+		add = append(add, f)
+	}
+	return p.With(add...)
 }
 
 // filters has the profile compiled for every architecture.
@@ -122,81 +147,75 @@ func everyRule(t *testing.T, p Profile) {
 }
 
 func TestPostgresNames(t *testing.T) {
-	checkNames(t, postgresProfile(t), hot, otherSpelling, budget)
+	checkNames(t, postgresProfile(t), hot, budget)
+	checkNames(t, postgresProfile(t, postgresFeatures...), slices.Concat(hot, hotFeatures), budgetFeatures)
 }
 
 // checkNames checks what a profile allows: no contradictions, every name exists
-// somewhere and has its other spelling, hot calls have no conditions, and the
-// number of names is within its budget.
-func checkNames(t *testing.T, p Profile, hot []string, otherSpelling map[string]string, budget int) {
+// somewhere and what arm64 lacks has its other spelling there, hot calls have no
+// conditions, every entry has its reason, and the number of names on x86-64 is
+// within its budget.
+func checkNames(t *testing.T, p Profile, hot []string, budget int) {
 	t.Helper()
-	actions := map[string]map[seccomp.ScmpAction]bool{}
+	allowed := map[string][]string{}
+	for arch := range machines {
+		names, err := p.Allowed(arch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		allowed[arch] = names
+	}
 	unconditional := map[string]bool{}
 	for _, r := range p.rules {
-		if actions[r.syscall] == nil {
-			actions[r.syscall] = map[seccomp.ScmpAction]bool{}
-		}
-		actions[r.syscall][r.action] = true
-		if len(r.conds) == 0 {
+		if len(r.conds) == 0 && r.action == seccomp.ActAllow {
 			unconditional[r.syscall] = true
 		}
+		if r.reason == "" || len(r.origins) == 0 {
+			t.Errorf("%s: an entry without a reason, or without an origin %v", r.syscall, r.origins)
+		}
+		if m := machines["amd64"]; !exists(t, r.syscall, m) && !exists(t, r.syscall, machines["arm64"]) {
+			t.Errorf("%s exists neither on x86-64 nor on arm64", r.syscall)
+		}
 	}
-	var allowed []string
-	for name, a := range actions {
-		if a[seccomp.ActAllow] {
-			allowed = append(allowed, name)
-		}
-		if unconditional[name] && len(a) > 1 {
-			t.Errorf("%s is in groups that contradict each other", name)
-		}
-		_, amd64, err := number(name, machines["amd64"])
-		if err != nil {
-			t.Error(err)
-		}
-		_, arm64, err := number(name, machines["arm64"])
-		if err != nil {
-			t.Error(err)
-		}
-		if !amd64 && !arm64 {
-			t.Errorf("%s exists neither on x86-64 nor on arm64", name)
-		}
+	for _, name := range allowed["amd64"] {
 		other, known := otherSpelling[name]
-		if a[seccomp.ActAllow] && !arm64 && !known {
+		if !exists(t, name, machines["arm64"]) && !known {
 			t.Errorf("%s does not exist on arm64: what takes its place there?", name)
 		}
-		if other != "" && !actions[other][seccomp.ActAllow] {
-			t.Errorf("%s is allowed, but not %s, which is its other spelling", name, other)
+		if other != "" && !slices.Contains(allowed["arm64"], other) {
+			t.Errorf("%s is allowed on x86-64, but not %s on arm64, which is its other spelling", name, other)
 		}
 	}
 	for _, name := range hot {
-		if !unconditional[name] || !actions[name][seccomp.ActAllow] {
+		if !unconditional[name] {
 			t.Errorf("%s is hot: it must be allowed without conditions", name)
 		}
 	}
-	checkBudget(t, allowed, otherSpelling, budget)
-}
-
-// budget is the number of names the profile may allow: 96 that a server, its
-// shell and cp were seen to use, 13 that they need without a trace showing it,
-// and those of 5 for bash and timeout that are no other spellings.
-const budget = 112
-
-// checkBudget keeps the profile from growing unnoticed. The names that a server
-// and its shell were seen to use, and those the kernel and libc need without a
-// trace showing it, are one budget; other spellings add no power and are not
-// counted.
-func checkBudget(t *testing.T, allowed []string, otherSpelling map[string]string, budget int) {
-	t.Helper()
-	spellings := slices.Sorted(maps.Values(otherSpelling))
-	own := slices.DeleteFunc(slices.Clone(allowed), func(name string) bool {
-		return name != "clone" && slices.Contains(spellings, name)
-	})
-	slices.Sort(own)
-	t.Logf("%d names allowed, %d without other spellings: %s", len(allowed), len(own), strings.Join(own, " "))
-	if len(own) > budget {
-		t.Errorf("%d names are allowed, the budget is %d: take one out, or say in the profile's README why not", len(own), budget)
+	t.Logf("%s with %v: %d names on x86-64, %d on arm64", p.name, p.features, len(allowed["amd64"]), len(allowed["arm64"]))
+	if n := len(allowed["amd64"]); n > budget {
+		t.Errorf("%s with %v allows %d names, the budget is %d: take one out, or make a feature of it: %s",
+			p.name, p.features, n, budget, strings.Join(allowed["amd64"], " "))
 	}
 }
+
+func exists(t *testing.T, name string, m machine) bool {
+	t.Helper()
+	_, ok, err := number(name, m)
+	if err != nil {
+		t.Error(err)
+	}
+	return ok
+}
+
+// The number of names that the profile of postgres may allow on x86-64: PostgreSQL 15
+// without features, and with all of them.
+const (
+	budget         = 90
+	budgetFeatures = 130
+)
+
+// postgresFeatures are all.
+var postgresFeatures = []string{"helpers", "huge_pages", "io_uring", "jit", "pg17", "pl_languages", "resolver"}
 
 func TestPostgresDenials(t *testing.T) { checkDenials(t, postgresProfile(t)) }
 
@@ -241,15 +260,24 @@ func TestPostgresArguments(t *testing.T) {
 		{"clone", []uint64{unix.CLONE_NEWUSER | uint64(unix.SIGCHLD)}, eperm},
 		{"clone", []uint64{unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS}, eperm},
 		{"clone", []uint64{unix.CLONE_NEWPID | upper}, eperm},
-		{"ioctl", []uint64{1, unix.TCGETS}, allow},
+		{"ioctl", []uint64{1, unix.TCGETS}, enosys},
 		{"ioctl", []uint64{0, unix.TIOCSTI}, eperm},
 		{"ioctl", []uint64{0, unix.TIOCSTI | upper}, eperm},
 		{"ioctl", []uint64{0, unix.TIOCLINUX}, eperm},
 		{"ioctl", []uint64{0, unix.TIOCLINUX | 1<<63}, eperm},
 		{"ioctl", []uint64{0, unix.FS_IOC_SETFLAGS}, enosys},
 		{"mmap", []uint64{0, 4096, rw}, allow},
-		{"mmap", []uint64{0, 4096, rx}, allow},
+		{"mmap", []uint64{0, 4096, rx, unix.MAP_PRIVATE | unix.MAP_DENYWRITE}, allow},
+		{"mmap", []uint64{0, 4096, rx, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS}, eperm},
+		{"mmap", []uint64{0, 4096, rw, unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_HUGETLB}, eperm},
 		{"mmap", []uint64{0, 4096, rwx}, eperm},
+		{"mprotect", []uint64{0, 4096, rx}, eperm},
+		{"shmget", []uint64{1, 4096, 0o3600}, allow},
+		{"shmget", []uint64{1, 4096, 0o7600}, eperm}, // SHM_HUGETLB
+		{"fcntl", []uint64{3, unix.F_SETFL, unix.O_NONBLOCK}, allow},
+		{"fcntl", []uint64{3, unix.F_DUPFD_CLOEXEC}, allow},
+		{"fcntl", []uint64{3, unix.F_SETOWN, 1}, enosys},
+		{"fcntl", []uint64{3, unix.F_ADD_SEALS}, enosys},
 		{"mprotect", []uint64{0, 4096, rwx | upper}, eperm},
 		{"mprotect", []uint64{0, 4096, unix.PROT_NONE}, allow},
 		{"shmat", []uint64{1, 0, 0}, allow},
@@ -261,7 +289,7 @@ func TestPostgresArguments(t *testing.T) {
 		{"prctl", []uint64{unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER}, enosys},
 		{"prctl", []uint64{unix.PR_SET_PTRACER}, enosys},
 		{"prctl", []uint64{unix.PR_SET_MM}, enosys},
-		{"personality", []uint64{0}, allow}, // PER_LINUX
+		{"personality", []uint64{0}, eperm}, // PER_LINUX
 		{"personality", []uint64{0x0040000}, eperm},
 		{"personality", []uint64{0xffffffff}, eperm},
 		{"prlimit64", []uint64{0, unix.RLIMIT_NOFILE}, allow},
@@ -292,6 +320,7 @@ func checkArguments(t *testing.T, p Profile, tests []argumentTest) {
 // call again; seccomp_is_const_allow in kernel/seccomp.c. Hot calls must be such.
 func TestPostgresHotCallsAreCachedByTheKernel(t *testing.T) {
 	checkCached(t, postgresProfile(t), hot)
+	checkCached(t, postgresProfile(t, postgresFeatures...), slices.Concat(hot, hotFeatures))
 }
 
 func checkCached(t *testing.T, p Profile, hot []string) {
@@ -301,13 +330,17 @@ func checkCached(t *testing.T, p Profile, hot []string) {
 		t.Fatal(err)
 	}
 	m := machines[runtime.GOARCH]
+	allowed, err := p.Allowed(m.name)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range hot {
-		nr, ok, err := number(name, m)
+		if !slices.Contains(allowed, name) {
+			continue // it is arm64's, checkNames sees to that
+		}
+		nr, _, err := number(name, m)
 		if err != nil {
 			t.Fatal(err)
-		}
-		if !ok {
-			continue
 		}
 		if err := constAllow(f.prog, m.audit, uint32(nr)); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -368,10 +401,27 @@ func constAllow(prog []unix.SockFilter, audit, nr uint32) error {
 	return fmt.Errorf("no return")
 }
 
+// What a launch does: parse, compose, compile, prove.
 func BenchmarkCompilePostgres(b *testing.B) {
-	p := postgresProfile(b)
+	for name, features := range map[string][]string{"base": nil, "auto": {"huge_pages", "resolver"}, "all": postgresFeatures} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := Compile(postgresProfile(b, features...)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkProvePostgres(b *testing.B) {
+	p, m := postgresProfile(b, postgresFeatures...), machines[runtime.GOARCH]
+	prog, err := build(p, m)
+	if err != nil {
+		b.Fatal(err)
+	}
 	for b.Loop() {
-		if _, err := Compile(p); err != nil {
+		if err := prove(p, m, prog); err != nil {
 			b.Fatal(err)
 		}
 	}

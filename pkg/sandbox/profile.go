@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -18,11 +19,13 @@ import (
 // kernel's MAX_ERRNO (include/linux/err.h).
 const maxErrno = 4094
 
-// Profile is a valid seccomp profile. The zero value is not one.
+// Profile is a valid seccomp profile: a base, with the features that With has
+// added. The zero value is not one.
 type Profile struct {
-	name  string
-	def   seccomp.ScmpAction
-	rules []rule
+	name     string
+	def      seccomp.ScmpAction
+	rules    []rule
+	features []string // names, in the order of With
 }
 
 // rule is what one entry of a profile says about one system call.
@@ -30,6 +33,24 @@ type rule struct {
 	syscall string
 	action  seccomp.ScmpAction
 	conds   []seccomp.ScmpCondition // all must hold; none: always
+	arches  []string                // GOARCH; none: all
+	lifts   bool                    // a feature's: takes the place of a rule of the base
+	reason  string
+	origins []string // the base's name, those of features
+}
+
+// profileFile is the text of a profile: that of the OCI runtime specification
+// with a little more in each entry.
+type profileFile struct {
+	specs.LinuxSeccomp
+	Syscalls []profileEntry `json:"syscalls,omitempty"` // instead of LinuxSeccomp's
+}
+
+type profileEntry struct {
+	specs.LinuxSyscall
+	Comment string   `json:"comment,omitempty"` // the reason, as in docker's and Podman's profiles
+	Arches  []string `json:"arches,omitempty"`
+	Lifts   bool     `json:"lifts,omitempty"`
 }
 
 // ParseProfile reads a profile in the format of "linux.seccomp" in the OCI
@@ -44,9 +65,12 @@ type rule struct {
 // an entry that repeats the default, errnoRet without SCMP_ACT_ERRNO, two
 // conditions on one argument in one entry (the specification says and, others
 // take it for or), and two entries that say different things about one call.
+//
+// An entry may have two more keys: comment, the reason, and arches, a list of
+// GOARCH (amd64, arm64) to which it is limited.
 func ParseProfile(name string, data []byte) (Profile, error) {
-	spec, err := decodeProfile(data)
-	if err != nil {
+	var spec profileFile
+	if err := decodeStrictly(data, &spec, profileKeys); err != nil {
 		return Profile{}, fmt.Errorf("cannot read seccomp profile %s: %w", name, err)
 	}
 	p := Profile{name: name}
@@ -61,34 +85,37 @@ func ParseProfile(name string, data []byte) (Profile, error) {
 	return p, nil
 }
 
-// decodeProfile decodes one JSON object and nothing after it.
-func decodeProfile(data []byte) (specs.LinuxSeccomp, error) {
-	var spec specs.LinuxSeccomp
+// decodeStrictly decodes one JSON object with these keys and nothing after it.
+func decodeStrictly(data []byte, into any, keys []string) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&spec); err != nil {
-		return spec, fmt.Errorf("at byte %d: %w", dec.InputOffset(), err)
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("at byte %d: %w", dec.InputOffset(), err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return spec, fmt.Errorf("at byte %d: more text after the profile", dec.InputOffset())
+		return fmt.Errorf("at byte %d: more text after the profile", dec.InputOffset())
 	}
 	dec = json.NewDecoder(bytes.NewReader(data))
-	if err := checkKeys(dec); err != nil {
-		return spec, fmt.Errorf("at byte %d: %w", dec.InputOffset(), err)
+	if err := checkKeys(dec, keys); err != nil {
+		return fmt.Errorf("at byte %d: %w", dec.InputOffset(), err)
 	}
-	return spec, nil
+	return nil
 }
 
-// profileKeys has every key of a profile as the specification spells it.
-var profileKeys = []string{
-	"defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata", "syscalls",
-	"names", "action", "errnoRet", "args", "index", "value", "valueTwo", "op",
+// entryKeys has every key of an entry as the specification spells it, and ours.
+var entryKeys = []string{
+	"syscalls", "names", "action", "errnoRet", "args", "index", "value", "valueTwo", "op", "comment", "arches", "lifts",
 }
+
+// profileKeys has every key of a profile.
+var profileKeys = append([]string{
+	"defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata",
+}, entryKeys...)
 
 // checkKeys walks one JSON value. encoding/json takes keys of any case and lets
 // the last of several win: both hide mistakes. The nesting is bounded, as the
 // value has been decoded into the profile's type before.
-func checkKeys(dec *json.Decoder) error {
+func checkKeys(dec *json.Decoder, keys []string) error {
 	tok, err := dec.Token()
 	if err != nil {
 		return err
@@ -105,7 +132,7 @@ func checkKeys(dec *json.Decoder) error {
 				return err
 			}
 			key, _ := tok.(string)
-			if !slices.Contains(profileKeys, key) {
+			if !slices.Contains(keys, key) {
 				return fmt.Errorf("unknown key %q (case matters)", key)
 			}
 			if seen[key] {
@@ -113,7 +140,7 @@ func checkKeys(dec *json.Decoder) error {
 			}
 			seen[key] = true
 		}
-		if err := checkKeys(dec); err != nil {
+		if err := checkKeys(dec, keys); err != nil {
 			return err
 		}
 	}
@@ -122,8 +149,8 @@ func checkKeys(dec *json.Decoder) error {
 }
 
 // fill turns the decoded text into rules and returns all problems but unknown names.
-func (p *Profile) fill(spec specs.LinuxSeccomp) []error {
-	errs := checkUnsupported(spec)
+func (p *Profile) fill(spec profileFile) []error {
+	errs := checkUnsupported(spec.LinuxSeccomp)
 	def, err := parseAction(spec.DefaultAction, spec.DefaultErrnoRet)
 	switch {
 	case err != nil:
@@ -137,33 +164,49 @@ func (p *Profile) fill(spec specs.LinuxSeccomp) []error {
 		errs = append(errs, errors.New("syscalls: no entry"))
 	}
 	for i, s := range spec.Syscalls {
-		if err := p.addEntry(s); err != nil {
-			errs = append(errs, fmt.Errorf("syscalls[%d] (%s): %w", i, strings.Join(s.Names, " "), err))
+		rules, err := s.rules(p.name)
+		switch {
+		case err != nil:
+		case rules[0].action == p.def:
+			err = errors.New("action: the same as defaultAction, so the entry has no effect: remove it")
+		case s.Lifts:
+			err = errors.New("lifts: a profile has nothing below it to lift: remove the key")
 		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("syscalls[%d] (%s): %w", i, strings.Join(s.Names, " "), err))
+			continue
+		}
+		p.rules = append(p.rules, rules...)
 	}
 	return errs
 }
 
-// addEntry adds one rule for each name of an entry.
-func (p *Profile) addEntry(s specs.LinuxSyscall) error {
+// rules returns one rule for each name of an entry, at least one.
+func (s profileEntry) rules(origin string) ([]rule, error) {
 	if len(s.Names) == 0 {
-		return errors.New("names: none")
+		return nil, errors.New("names: none")
 	}
 	action, err := parseAction(s.Action, s.ErrnoRet)
 	if err != nil {
-		return fmt.Errorf("action: %w", err)
-	}
-	if action == p.def {
-		return errors.New("action: the same as defaultAction, so the entry has no effect: remove it")
+		return nil, fmt.Errorf("action: %w", err)
 	}
 	conds, err := parseArgs(s.Args)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	for _, arch := range s.Arches {
+		if _, ok := machines[arch]; !ok {
+			return nil, fmt.Errorf("arches: %q is none that is supported: use %s", arch, strings.Join(slices.Sorted(maps.Keys(machines)), ", "))
+		}
+	}
+	var rules []rule
 	for _, name := range s.Names {
-		p.rules = append(p.rules, rule{syscall: name, action: action, conds: conds})
+		rules = append(rules, rule{
+			syscall: name, action: action, conds: conds, arches: s.Arches, lifts: s.Lifts,
+			reason: s.Comment, origins: []string{origin},
+		})
 	}
-	return nil
+	return rules, nil
 }
 
 // checkUnsupported refuses the parts of the format that would have no effect here.
@@ -218,7 +261,7 @@ func parseAction(name specs.LinuxSeccompAction, errno *uint) (seccomp.ScmpAction
 }
 
 // unknownSyscalls lists the names that libseccomp does not know at all.
-func unknownSyscalls(entries []specs.LinuxSyscall) error {
+func unknownSyscalls(entries []profileEntry) error {
 	var unknown []string
 	for _, s := range entries {
 		for _, name := range s.Names {

@@ -45,7 +45,7 @@ type launchInput struct {
 	Capabilities []string
 	Environment  []string
 	OOMScoreAdj  *int
-	Profile      string // text of a seccomp profile; "": the one of postgres
+	Profile      string // text of a seccomp profile; "": the one of postgres; the feature helpers is added
 	Landlock     launch.Landlock
 	Mounts       launch.Mounts
 	NoLandlock   bool // play a kernel without Landlock
@@ -91,7 +91,7 @@ func loadProgram(program []unix.SockFilter, flags uintptr) error {
 	return nil
 }
 
-// launchProfile is postgres's profile without some of its system calls, and with
+// launchProfile is the text of postgres's profile, to which helpers are added, without some of its system calls, and with
 // some more.
 func launchProfile(t *testing.T, without, with []string) string {
 	t.Helper()
@@ -209,6 +209,17 @@ func (in launchInput) spec() (launch.Spec, error) {
 	}
 	profile, err := sandbox.ParseProfile("postgres", text)
 	if err != nil {
+		return launch.Spec{}, err
+	}
+	// Most commands are a shell or one of coreutils.
+	if text, err = policies.FS.ReadFile("seccomp/features/helpers.json"); err != nil {
+		return launch.Spec{}, err
+	}
+	helpers, err := sandbox.ParseFeature("helpers", text)
+	if err != nil {
+		return launch.Spec{}, err
+	}
+	if profile, err = profile.With(helpers); err != nil {
 		return launch.Spec{}, err
 	}
 	caps, err := sandbox.ParseCapabilities(in.Capabilities)

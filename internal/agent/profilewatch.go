@@ -1,0 +1,119 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/supervise"
+	"github.com/pghardend/pghardend/pkg/config"
+)
+
+// A profileWatch notes each start of a service whose features are not those of the
+// start before: whoever can write the server's settings has a say in some of them.
+// It belongs to the loop's goroutine.
+type profileWatch struct {
+	seen  map[string]int // by service: the process that was looked at
+	since time.Time      // the first look
+}
+
+// look reads the records of launches, which are root's, of processes that are new.
+func (w *profileWatch) look(d *Desired, states []supervise.Status, events *events) {
+	if w.seen == nil {
+		w.seen, w.since = map[string]int{}, time.Now()
+	}
+	for _, state := range states {
+		if state.State != supervise.StateReady || w.seen[state.Name] == state.PID {
+			continue
+		}
+		w.seen[state.Name] = state.PID
+		r, ok, err := launch.ReadProfile(context.Background(), filepath.Join(d.Config.RuntimeDir, profilesDir), state.Name, state.PID)
+		// Of what an earlier daemon started it has told already.
+		if err == nil && ok && !r.Time.Before(w.since.Truncate(time.Second)) {
+			if what := featureChange(state.Name, r); what != "" {
+				events.note(control.KindProfile, what)
+			}
+		}
+	}
+}
+
+// featureChange says what is not as at the start before; "" if nothing, or if no
+// start before is known.
+func featureChange(service string, r launch.ProfileRecord) string {
+	added, gone := without(r.Names(), r.Before), without(r.Before, r.Names())
+	if r.Before == nil || len(added)+len(gone) == 0 {
+		return ""
+	}
+	var parts []string
+	for _, c := range r.Chosen {
+		if slices.Contains(added, c.Feature) {
+			parts = append(parts, fmt.Sprintf("with %s (%s)", c.Feature, c.Because))
+		}
+	}
+	if len(gone) > 0 {
+		parts = append(parts, "without "+strings.Join(gone, ", "))
+	}
+	return fmt.Sprintf("service %s started with another profile: %s", service, strings.Join(parts, "; "))
+}
+
+// addProfile says what a running service's profile was made of, what its settings
+// ask for in vain, and whether the configuration now says something else.
+func addProfile(ctx context.Context, cfg config.Config, state supervise.Status, s *control.Status) {
+	r, ok, err := launch.ReadProfile(ctx, filepath.Join(cfg.RuntimeDir, profilesDir), state.Name, state.PID)
+	i := slices.IndexFunc(cfg.Services, func(c config.Service) bool { return c.Name == state.Name })
+	if err != nil || i < 0 {
+		return // gone, which the other layers tell
+	}
+	if !ok {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("service %s: the features of its seccomp profile are not known: "+
+			"it was started by an older version or by something else: restart it", state.Name))
+		return
+	}
+	svc := cfg.Services[i]
+	names := featureList(r.Names())
+	for i, l := range s.Layers {
+		if l.Subject == state.Name && l.Name == "seccomp" && l.Enforced {
+			s.Layers[i].Detail += fmt.Sprintf("; launched with the profile %s and %s", svc.Profile, names)
+		}
+	}
+	if gone, missing := profileDrift(svc, r); len(gone)+len(missing) > 0 {
+		s.Reasons = append(s.Reasons, fmt.Sprintf("service %s: it was started with %s in its seccomp profile; the configuration now asks for %s more and for %s less: restart it",
+			state.Name, names, featureList(missing), featureList(gone)))
+	}
+	for _, w := range r.Wanted {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("service %s: %s; if it shall, see the feature %s in the documentation of services.%s.features",
+			state.Name, w.Because, w.Feature, state.Name))
+	}
+}
+
+// profileDrift compares a launch with what the configuration says by itself: what
+// settings chose may change with them.
+func profileDrift(svc config.Service, r launch.ProfileRecord) (gone, missing []string) {
+	var named []string
+	for _, name := range svc.Features {
+		if name != config.FeaturesAuto {
+			named = append(named, name)
+		}
+	}
+	if helpersImplied(svc) {
+		named = append(named, featureHelpers)
+	}
+	for _, name := range without(r.Names(), named) {
+		if f, err := readFeature(name); err != nil || f.OptIn() || name == featureHelpers {
+			gone = append(gone, name)
+		}
+	}
+	return gone, without(named, r.Names())
+}
+
+func featureList(names []string) string {
+	if len(names) == 0 {
+		return "no features"
+	}
+	return strings.Join(names, ", ")
+}
