@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -26,6 +27,12 @@ func (v *Verification) addServices(ctx context.Context, d Desired, asked string,
 		if err != nil && wanted(asked, svc.Name) {
 			v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", svc.Name, err))
 		}
+		if pid != 0 {
+			var problem string
+			if spec, problem = asLaunched(ctx, d.Config, svc, spec, pid); problem != "" && wanted(asked, svc.Name) {
+				v.Problems = append(v.Problems, problem)
+			}
+		}
 		subjects[i] = launch.Subject{Spec: spec, First: pid, Ports: servicePorts(d.Firewall, svc)}
 	}
 	examined, err := launch.Examine(ctx, subjects, deep)
@@ -38,6 +45,26 @@ func (v *Verification) addServices(ctx context.Context, d Desired, asked string,
 			v.addExamined(ctx, subjects[i], x)
 		}
 	}
+}
+
+// asLaunched is spec with the features that the launch chose for the profile, and
+// what the configuration says against them. Without a record of the launch it is
+// spec, which the loaded filter is then compared with.
+func asLaunched(ctx context.Context, cfg config.Config, svc config.Service, spec launch.Spec, pid int) (_ launch.Spec, problem string) {
+	r, ok, err := launch.ReadProfile(ctx, filepath.Join(cfg.RuntimeDir, profilesDir), svc.Name, pid)
+	if err != nil || !ok {
+		return spec, ""
+	}
+	p, err := composeProfile(svc.Profile, r.Names())
+	if err != nil {
+		return spec, fmt.Sprintf("service %s: it was started with features of another version: %v: restart it", svc.Name, err)
+	}
+	spec.Seccomp = p
+	if gone, missing := profileDrift(svc, r); len(gone)+len(missing) > 0 {
+		problem = fmt.Sprintf("service %s: it was started with %s in its seccomp profile; the configuration now asks for %s more and for %s less: restart it",
+			svc.Name, featureList(r.Names()), featureList(missing), featureList(gone))
+	}
+	return spec, problem
 }
 
 func wanted(asked, service string) bool { return asked == "" || asked == service }
