@@ -32,6 +32,7 @@ type Status struct {
 	Services      []Service `json:"services"`
 	Drift         []Drift   `json:"drift"`    // oldest first
 	Openings      []Opening `json:"openings"` // in force, oldest first
+	Denials       Denials   `json:"denials"`
 	Warnings      []string  `json:"warnings"` // what an operator should know, though nothing is wrong with our own
 	Pending       *Pending  `json:"pending,omitempty"`
 }
@@ -90,6 +91,7 @@ const (
 	KindRestart  = "restart-needed" // a Drift that cannot be put back in place
 	KindOpening  = "opening"
 	KindDaemon   = "daemon"
+	KindDenied   = "denied" // a service may not what it tried; Resource is the service
 )
 
 // String is the culprit for people, in one line.

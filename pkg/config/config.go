@@ -40,6 +40,7 @@ type Config struct {
 	Sysctl     Sysctl
 	Reconcile  Reconcile
 	Metrics    Metrics
+	Denials    Denials
 	Services   []Service // sorted by name; may be empty
 
 	lines lineIndex
@@ -142,6 +143,7 @@ func (r *configReader) file(root *yaml.Node) {
 		{"sysctl", false, "", r.sysctl},
 		{"reconcile", false, "", r.reconcile},
 		{"metrics", false, "", r.metrics},
+		{"denials", false, "", r.denials},
 		{"services", false, "", r.services},
 	})
 }
@@ -259,6 +261,7 @@ type rawConfig struct {
 	Sysctl     Sysctl                  `mapstructure:"sysctl"`
 	Reconcile  Reconcile               `mapstructure:"reconcile"`
 	Metrics    Metrics                 `mapstructure:"metrics"`
+	Denials    Denials                 `mapstructure:"denials"`
 	Services   map[string]rawService   `mapstructure:"services"`
 }
 
@@ -290,6 +293,7 @@ func decodeConfig(data []byte) (rawConfig, error) {
 	v.SetDefault("firewall.backend", defaultBackend)
 	v.SetDefault("firewall.scope", ScopeHost)
 	v.SetDefault("sysctl.manage", true)
+	v.SetDefault("denials.trace", true)
 	v.SetDefault("reconcile.interval", defaultInterval)
 	v.SetDefault("reconcile.full", defaultFull)
 	var raw rawConfig
@@ -305,7 +309,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 	c := Config{
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
-		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics,
+		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics, Denials: raw.Denials,
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)

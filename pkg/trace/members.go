@@ -1,0 +1,127 @@
+package trace
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+)
+
+// UnsupportedError says why this kernel, or this process' rights, do not do.
+type UnsupportedError struct{ Err error }
+
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("BPF programs cannot be used: %v%s", e.Err, hint(e.Err))
+}
+
+// Unwrap returns the cause.
+func (e *UnsupportedError) Unwrap() error { return e.Err }
+
+func hint(err error) string {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return "; that needs CAP_BPF and CAP_PERFMON, and no lockdown for confidentiality"
+	case errors.Is(err, unix.E2BIG):
+		return "; too many programs are attached to the same function, by other agents"
+	case errors.Is(err, btf.ErrNotFound), errors.Is(err, btf.ErrNotSupported), errors.Is(err, os.ErrNotExist), errors.Is(err, ebpf.ErrNotSupported):
+		return "; that needs Linux 5.15 with CONFIG_DEBUG_INFO_BTF"
+	}
+	return ""
+}
+
+// Members are processes that belong to something, each with what it does by then or
+// later start. Several goroutines may use it.
+type Members struct {
+	tasks  *ebpf.Map
+	losses *ebpf.Map
+	fork   link.Link
+}
+
+// OpenMembers begins with nobody. Linux 5.12, CAP_BPF and CAP_PERFMON.
+func OpenMembers(ctx context.Context) (*Members, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m := &Members{}
+	if err := m.open(); err != nil {
+		return nil, &UnsupportedError{errors.Join(err, m.Close())}
+	}
+	return m, nil
+}
+
+func (m *Members) open() (err error) {
+	m.tasks, err = ebpf.NewMap(&ebpf.MapSpec{
+		Name: "pgh_members", Type: ebpf.TaskStorage, KeySize: 4, ValueSize: memberSize, Flags: unix.BPF_F_NO_PREALLOC,
+		Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: &btf.Int{Name: "u32", Size: memberSize},
+	})
+	if err != nil {
+		return err
+	}
+	m.losses, err = ebpf.NewMap(&ebpf.MapSpec{Name: "pgh_losses", Type: ebpf.Array, KeySize: 4, ValueSize: 8 * losses, MaxEntries: 1})
+	if err != nil {
+		return err
+	}
+	m.fork, err = attach(forkProgram(m.tasks.FD(), m.losses.FD()))
+	return err
+}
+
+// attach loads a program. What is attached stays so for as long as the link does.
+func attach(spec *ebpf.ProgramSpec) (link.Link, error) {
+	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("program for %s: %w", spec.AttachTo, err)
+	}
+	defer program.Close() // the link holds it
+	l, err := link.AttachTracing(link.TracingOptions{Program: program, AttachType: spec.AttachType})
+	if err != nil {
+		return nil, fmt.Errorf("program for %s: %w", spec.AttachTo, err)
+	}
+	return l, nil
+}
+
+// Follow has a process belong to service, with all that it starts from now on. What
+// it has started before is to be told of as well. The error is os.ErrProcessDone if it has ended.
+func (m *Members) Follow(ctx context.Context, pid int, service uint32) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		value := make([]byte, memberSize)
+		binary.NativeEndian.PutUint32(value, service)
+		err = m.tasks.Put(int32(fd), value)
+	}
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, ebpf.ErrKeyNotExist):
+		return os.ErrProcessDone
+	case err != nil:
+		return fmt.Errorf("cannot follow process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// Lost is how many events were not reported, and how many children are not followed.
+func (m *Members) Lost() (events, children uint64, err error) {
+	var value [losses]uint64
+	if err := m.losses.Lookup(uint32(0), &value); err != nil {
+		return 0, 0, fmt.Errorf("cannot read what was lost: %w", err)
+	}
+	return value[lostEvents], value[lostMembers], nil
+}
+
+// Close ends it; nobody is a member any more.
+func (m *Members) Close() error {
+	var errs []error
+	if m.fork != nil {
+		errs = append(errs, m.fork.Close())
+	}
+	return errors.Join(append(errs, m.tasks.Close(), m.losses.Close())...) // of nil as well
+}

@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pghardend/pghardend/internal/control"
+	"github.com/pghardend/pghardend/internal/testbed"
+)
+
+// denialSoon is in what time an event has to be there, which takes milliseconds.
+const denialSoon = 10 * time.Second
+
+// awaitDenial waits for an event of a denial with all words.
+func (s *slice) awaitDenial(words ...string) control.Event {
+	s.t.Helper()
+	var found control.Event
+	ctx, cancel := context.WithTimeout(s.ctx, denialSoon)
+	defer cancel()
+	must(s.t, s.agent.Await(ctx, "an event of a denial", func(context.Context) error {
+		list := s.denialEvents()
+		i := slices.IndexFunc(list, func(e control.Event) bool { return holds(e.What, words) })
+		if i < 0 {
+			return fmt.Errorf("none with %q among %+v", words, list)
+		}
+		found = list[i]
+		return nil
+	}))
+	return found
+}
+
+func (s *slice) denialEvents() []control.Event {
+	s.t.Helper()
+	var list []control.Event
+	for _, e := range s.events("--limit", "0") {
+		if e.Kind == control.KindDenied {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+func holds(text string, words []string) bool {
+	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) })
+}
+
+// awaitTraced waits until the kernel tells of denials.
+func (s *slice) awaitTraced() {
+	s.t.Helper()
+	s.awaitStatus("denials are traced", func(st control.Status) error {
+		if st.Denials.Source != "trace" {
+			return fmt.Errorf("%+v, %q", st.Denials, st.Warnings)
+		}
+		return nil
+	})
+}
+
+// A36: a shell that postgres may not execute is an event that names the program, the
+// process and the backend behind it, and no argument: that is the attacker's, or a
+// password.
+func TestA36_BlockedShellIsAnEvent(t *testing.T) {
+	t.Run("control", func(t *testing.T) {
+		a := landlockSlice(t, withoutLandlock)
+		a.awaitTraced()
+		if out, err := a.program("id -un"); err != nil || !strings.Contains(out, "postgres") {
+			t.Errorf("%q %v; the test proves nothing", out, err)
+		}
+		if list := a.denialEvents(); len(list) > 0 {
+			t.Errorf("what is allowed is told of as denied: %+v", list)
+		}
+	})
+	t.Run("confined", func(t *testing.T) {
+		a := landlockSlice(t, nil)
+		a.awaitTraced()
+		if _, err := a.program("echo hunter2"); err == nil {
+			t.Fatal("it is executed")
+		}
+		e := a.awaitDenial("/bin/sh", "blocked", "EACCES")
+		if e.Resource != "postgres" || e.Who == nil || e.Who.PID == 0 || !strings.HasPrefix(e.Who.Parent, "postgres (") || e.Who.UID != atoi(t, a.cluster.User.Uid) {
+			t.Errorf("%+v, by %+v", e, e.Who)
+		}
+		a.want(0, []string{"LAST DENIALS", "postgres: the execution of /bin/sh was blocked", "by postgres ("}, "status")
+		if got := a.metric(`pghardend_denied_execs_total{service="postgres"}`); got != "1" {
+			t.Errorf("%s executions are counted", got)
+		}
+		log, err := os.ReadFile(a.agent.LogPath)
+		must(t, err)
+		if i := strings.Index(string(log), "level=WARN msg=denied"); i < 0 {
+			t.Errorf("it is not in the log:\n%s", log)
+		}
+		for _, e := range a.events("--limit", "0") {
+			if strings.Contains(fmt.Sprintf("%+v %+v", e, e.Who), "hunter2") {
+				t.Errorf("an argument is told: %+v", e)
+			}
+		}
+	})
+}
+
+// A36: helpers that are declared are executed, and what they may not is told as well: the
+// shell is the parent then.
+func TestA36_HelperRunsAndWhatItMayNotIsAnEvent(t *testing.T) {
+	a := landlockSlice(t, withPrograms(t, "sh", "cat"))
+	a.awaitTraced()
+	if out, err := a.program("cat /proc/self/comm"); err != nil || !strings.Contains(out, "cat") {
+		t.Errorf("%q %v", out, err)
+	}
+	if _, err := a.program("/usr/bin/id -un"); err == nil {
+		t.Fatal("it is executed")
+	}
+	if e := a.awaitDenial("/usr/bin/id", "blocked"); e.Who.Command != "sh" || !strings.HasPrefix(e.Who.Parent, "postgres (") {
+		t.Errorf("by %+v", e.Who)
+	}
+}
+
+// A39: what ALTER SYSTEM has the archiver execute is an event, and an archive command
+// whose programs are declared works.
+func TestA39_BlockedArchiveCommandIsAnEvent(t *testing.T) {
+	archive := func(t *testing.T, change func(*testbed.Service), command string) (*attack, string) {
+		s := newSlice(t, "nft", map[string]string{"archive_mode": "on"})
+		if change != nil {
+			s.configure(change)
+		}
+		s.start()
+		s.awaitTraced()
+		a := &attack{slice: s}
+		to := filepath.Join(s.cluster.Data, "archived")
+		_, err := a.superuser("ALTER SYSTEM SET archive_command = '" + strings.ReplaceAll(command, "TO", to) + "'")
+		must(t, err)
+		_, err = a.superuser("SELECT pg_reload_conf(); CREATE TABLE x (); SELECT pg_switch_wal()")
+		must(t, err)
+		return a, to
+	}
+	t.Run("blocked", func(t *testing.T) {
+		a, _ := archive(t, nil, "PGPASSWORD=hunter2 touch TO")
+		e := a.awaitDenial("/bin/sh", "blocked")
+		if !strings.HasPrefix(e.Who.Parent, "postgres (") || strings.Contains(e.What, "hunter2") {
+			t.Errorf("%+v, by %+v", e, e.Who)
+		}
+	})
+	t.Run("declared", func(t *testing.T) {
+		a, to := archive(t, withPrograms(t, "sh", "cp"), "cp %p TO")
+		ctx, cancel := context.WithTimeout(a.ctx, 30*time.Second)
+		defer cancel()
+		must(t, a.agent.Await(ctx, "the archiver", func(context.Context) error {
+			if n, err := a.superuser("SELECT archived_count FROM pg_stat_archiver"); err != nil || n == "0" {
+				return errors.Join(err, errors.New("nothing is archived"))
+			}
+			_, err := os.Stat(to)
+			return err
+		}))
+		if list := a.denialEvents(); len(list) > 0 {
+			t.Errorf("denied: %+v", list)
+		}
+	})
+}
