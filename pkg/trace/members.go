@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -40,8 +41,9 @@ func hint(err error) string {
 // later start. Several goroutines may use it.
 type Members struct {
 	tasks  *ebpf.Map
+	seeds  *ebpf.Map
 	losses *ebpf.Map
-	fork   link.Link
+	hooks  []link.Link
 }
 
 // OpenMembers begins with nobody. Linux 5.12, CAP_BPF and CAP_PERFMON.
@@ -68,8 +70,28 @@ func (m *Members) open() (err error) {
 	if err != nil {
 		return err
 	}
-	m.fork, err = attach(forkProgram(m.tasks.FD(), m.losses.FD()))
-	return err
+	m.seeds, err = ebpf.NewMap(&ebpf.MapSpec{Name: "pgh_seeds", Type: ebpf.LRUHash, KeySize: 4, ValueSize: seedSize, MaxEntries: maxSeeds})
+	if err != nil {
+		return err
+	}
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	l, err := readLayout(spec)
+	if err != nil {
+		return err
+	}
+	for _, spec := range []*ebpf.ProgramSpec{
+		forkProgram(m.tasks.FD(), m.losses.FD()), execProgram(m.tasks.FD(), m.seeds.FD(), m.losses.FD(), l),
+	} {
+		hook, err := attach(spec)
+		if err != nil {
+			return err
+		}
+		m.hooks = append(m.hooks, hook)
+	}
+	return nil
 }
 
 // attach loads a program. What is attached stays so for as long as the link does.
@@ -92,12 +114,14 @@ func (m *Members) Follow(ctx context.Context, pid int, service uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err == nil {
-		defer unix.Close(fd)
-		value := make([]byte, memberSize)
-		binary.NativeEndian.PutUint32(value, service)
-		err = m.tasks.Put(int32(fd), value)
+	err := m.join(pid, 0, service)
+	if threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)); err == nil && len(threads) > 1 {
+		err = m.seed(pid, service)
+		for _, t := range threads {
+			if tid, numErr := strconv.Atoi(t.Name()); numErr == nil && tid != pid {
+				_ = m.join(tid, pidfdThread, service) // it has ended, or the kernel is older: seeds do for who executes
+			}
+		}
 	}
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, ebpf.ErrKeyNotExist):
@@ -106,6 +130,32 @@ func (m *Members) Follow(ctx context.Context, pid int, service uint32) error {
 		return fmt.Errorf("cannot follow process %d: %w", pid, err)
 	}
 	return nil
+}
+
+// pidfdThread is PIDFD_THREAD, Linux 6.9.
+const pidfdThread = unix.O_EXCL
+
+// maxSeeds is more than are launched at a time.
+const maxSeeds = 256
+
+func (m *Members) join(pid, flags int, service uint32) error {
+	fd, err := unix.PidfdOpen(pid, flags)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return m.tasks.Put(int32(fd), service)
+}
+
+func (m *Members) seed(pid int, service uint32) error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return err
+	}
+	value := make([]byte, seedSize)
+	binary.NativeEndian.PutUint32(value, service)
+	binary.NativeEndian.PutUint64(value[seedAt:], uint64(now.Nano()))
+	return m.seeds.Put(uint32(pid), value)
 }
 
 // Lost is how many events were not reported, and how many children are not followed.
@@ -120,8 +170,8 @@ func (m *Members) Lost() (events, children uint64, err error) {
 // Close ends it; nobody is a member any more.
 func (m *Members) Close() error {
 	var errs []error
-	if m.fork != nil {
-		errs = append(errs, m.fork.Close())
+	for _, h := range m.hooks {
+		errs = append(errs, h.Close())
 	}
-	return errors.Join(append(errs, m.tasks.Close(), m.losses.Close())...) // of nil as well
+	return errors.Join(append(errs, m.tasks.Close(), m.seeds.Close(), m.losses.Close())...) // of nil as well
 }

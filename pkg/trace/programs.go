@@ -11,6 +11,7 @@ import (
 const (
 	hookExit = "sys_exit"
 	hookFork = "sched_process_fork"
+	hookExec = "sched_process_exec"
 )
 
 // memberSize is that of a member's storage, which holds its service.
@@ -73,6 +74,50 @@ func forkProgram(members, lost int) *ebpf.ProgramSpec {
 		asm.JEq.Imm(asm.R0, 0, end),
 		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word),
 		asm.StoreMem(asm.RFP, stackNew, asm.R1, asm.Word),
+	}
+	body = append(body, join(members)...)
+	return tracing("pgh_fork", hookFork, ebpf.AttachTraceRawTp, append(body, lose(lost, lostMembers)...))
+}
+
+// A seed is the service of a process whose threads are not all members, and when that
+// was said: 4 bytes, 4 of nothing, and 8.
+const (
+	seedSize = 16
+	seedAt   = 8
+	seedFor  = 60e9 // nanoseconds, in which a launch becomes the service
+)
+
+// execProgram has a process that executes be the member that it was before: the thread
+// that calls execve takes the place of the first one, whose storage is gone with it.
+func execProgram(members, seeds, lost int, l layout) *ebpf.ProgramSpec {
+	body := asm.Instructions{
+		asm.LoadMem(rTask, asm.R1, 0, asm.DWord),
+		asm.LoadMem(asm.R1, rTask, l.tgid, asm.Word),
+		asm.StoreMem(asm.RFP, stackKey, asm.R1, asm.Word),
+		asm.LoadMapPtr(asm.R1, seeds),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, stackKey),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, end),
+		asm.LoadMem(rRecord, asm.R0, seedAt, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word),
+		asm.StoreMem(asm.RFP, stackNew, asm.R1, asm.Word),
+		asm.LoadMapPtr(asm.R1, seeds),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, stackKey),
+		asm.FnMapDeleteElem.Call(),
+		asm.FnKtimeGetNs.Call(),
+		asm.Sub.Reg(asm.R0, rRecord),
+		asm.LoadImm(asm.R1, seedFor, asm.DWord),
+		asm.JGT.Reg(asm.R0, asm.R1, end), // the pid may be another's
+	}
+	body = append(body, join(members)...)
+	return tracing("pgh_exec", hookExec, ebpf.AttachTraceRawTp, append(body, lose(lost, lostMembers)...))
+}
+
+// join has rTask belong to the service on the stack, which ends the program.
+func join(members int) asm.Instructions {
+	return asm.Instructions{
 		asm.LoadMapPtr(asm.R1, members),
 		asm.Mov.Reg(asm.R2, rTask),
 		asm.Mov.Reg(asm.R3, asm.RFP),
@@ -81,7 +126,6 @@ func forkProgram(members, lost int) *ebpf.ProgramSpec {
 		asm.FnTaskStorageGet.Call(),
 		asm.JNE.Imm(asm.R0, 0, end),
 	}
-	return tracing("pgh_fork", hookFork, ebpf.AttachTraceRawTp, append(body, lose(lost, lostMembers)...))
 }
 
 // exitProgram looks at what a system call returned, sys_exit(struct pt_regs *, long).
