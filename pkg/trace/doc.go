@@ -10,34 +10,31 @@
 //
 // # Design
 //
-// A few BPF programs sit where the kernel goes only when something is denied or
-// executed, so a system call that is allowed costs nothing more. The tracepoint
-// raw_syscalls/sys_exit would be the obvious place, but sends every system call
-// of every process of the host through the slow path.
+// The tracepoint sys_exit is where a system call returns, those that a filter
+// refused as well, which never pass sys_enter. Its program looks at the result first:
+// EPERM, EACCES and ENOSYS of members are of interest, EACCES of executions
+// alone. Whether a filter or the kernel itself said EPERM does not show; the caller
+// knows the filter. A process that a filter kills does not get there.
 //
-//   - audit_seccomp is called for each call that a filter refused, if the filter was
-//     loaded with SECCOMP_FILTER_FLAG_LOG (kernel/seccomp.c, seccomp_log), be auditing
-//     on or off. What the call returns stands in the task's registers by then.
-//   - do_open_execat opens a program, the interpreter of a script, or a program's
-//     loader; Landlock, modes and noexec refuse there. bprm_execve comes later, and
-//     tells of those who refuse then (SELinux).
-//   - sched_process_fork hands the membership on.
+// While the program is attached, each system call of the host takes the kernel's
+// slow way out. Probes on the few functions that deny would cost nothing, but there
+// are kernels that permit tracepoints and no probes.
 //
 // The membership is storage that belongs to a task (BPF_MAP_TYPE_TASK_STORAGE): a
 // child inherits it, whoever its parent is later, and it ends with the task. A
-// pid that is used again is nobody's.
+// pid that is used again is nobody's. A thread that executes becomes the process, and
+// what the first thread had is gone; sched_process_exec mends that after Follow.
 //
 // The kernel counts all denials by service, call and errno, and reports some: of
 // one kind at most a handful in a second. So nobody who is denied a million
 // calls per second makes us do more, and the counts are complete all the same.
 // While nothing is denied nothing wakes up.
 //
-// What is reported of an execution is the path alone, as the kernel copied it:
-// arguments may hold passwords.
+// What is reported of an execution is the path alone: arguments may hold passwords.
+// It is read from the process's memory when the call has failed. Another thread may have changed it.
 //
-// Needed: Linux 5.15 with BTF (CONFIG_DEBUG_INFO_BTF), trampolines for the
-// architecture (x86-64; arm64 from 6.4), CAP_BPF and CAP_PERFMON, and no lockdown
-// for confidentiality. Otherwise the error is an [*UnsupportedError].
+// Needed: Linux 5.12 with BTF (CONFIG_DEBUG_INFO_BTF), CAP_BPF and CAP_PERFMON, and
+// no lockdown for confidentiality. Otherwise the error is an [*UnsupportedError].
 //
 // # Thread safety
 //

@@ -30,9 +30,9 @@ func hint(err error) string {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return "; that needs CAP_BPF and CAP_PERFMON, and no lockdown for confidentiality"
 	case errors.Is(err, unix.E2BIG):
-		return "; too many programs are attached to the same function, by other agents"
+		return "; too many programs are attached, by other agents"
 	case errors.Is(err, btf.ErrNotFound), errors.Is(err, btf.ErrNotSupported), errors.Is(err, os.ErrNotExist), errors.Is(err, ebpf.ErrNotSupported):
-		return "; that needs Linux 5.15 with CONFIG_DEBUG_INFO_BTF"
+		return "; that needs Linux 5.12 with CONFIG_DEBUG_INFO_BTF"
 	}
 	return ""
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/testbed"
 )
@@ -170,5 +172,70 @@ func TestA39_BlockedArchiveCommandIsAnEvent(t *testing.T) {
 		if list := a.denialEvents(); len(list) > 0 {
 			t.Errorf("denied: %+v", list)
 		}
+	})
+}
+
+// A37: a system call that the profile denies is an event that names it, once, and counted as often as
+// it was tried; one that it does not know is normal, and counted alone.
+func TestA37_DeniedSyscallIsAnEventByName(t *testing.T) {
+	const often = 20000
+	call := func(name string, times int) string {
+		number := map[string]int{"ptrace": unix.SYS_PTRACE, "clone3": unix.SYS_CLONE3}[name]
+		return fmt.Sprintf(`perl -e 'for (1..%d) { $r = syscall(%d, 16, 0, 0, 0) } print $r, " ", $!+0'`, times, number)
+	}
+	a := landlockSlice(t, withPrograms(t, "sh", "perl"))
+	a.awaitTraced()
+	for name, errno := range map[string]int{"ptrace": int(unix.EPERM), "clone3": int(unix.ENOSYS)} {
+		if out, err := a.program(call(name, often)); err != nil || !strings.Contains(out, fmt.Sprintf("-1 %d", errno)) {
+			t.Fatalf("%s: %q, %v", name, out, err)
+		}
+	}
+	e := a.awaitDenial("system call ptrace was denied by the seccomp profile (EPERM)")
+	if e.Who.Command != "perl" || !strings.HasPrefix(e.Who.Parent, "sh (") {
+		t.Errorf("by %+v", e.Who)
+	}
+	if list := a.denialEvents(); len(list) != 1 {
+		t.Errorf("%d events, one is enough: %+v", len(list), list)
+	}
+	for _, name := range []string{"ptrace", "clone3"} {
+		b := mtBed{t: t, node: a.node, agent: a.agent}
+		text, err := b.scrape(a.ctx, "unix", b.socket())
+		must(t, err)
+		_, number, _ := strings.Cut(text, fmt.Sprintf("pghardend_denied_syscalls_total{service=\"postgres\",syscall=%q} ", name))
+		var n float64
+		if _, err := fmt.Sscan(number, &n); err != nil || n < often || name == "ptrace" && n > often { // the C library tries clone3 as well
+			t.Errorf("%s is counted %v times, of %d: %v", name, n, often, err)
+		}
+	}
+	a.want(0, []string{"system call ptrace was denied"}, "status")
+}
+
+// A service that a daemon takes over is followed as well, with what it started before.
+func TestDenialsOfAnAdoptedService(t *testing.T) {
+	a := landlockSlice(t, nil)
+	must(t, a.agent.Kill9(a.ctx))
+	must(t, a.agent.Start())
+	a.awaitOK()
+	a.awaitTraced()
+	if _, err := a.program("true"); err == nil {
+		t.Fatal("it is executed")
+	}
+	a.awaitDenial("/bin/sh", "blocked")
+}
+
+// Without tracing, status says what is not told of and why.
+func TestDenialsUntraced(t *testing.T) {
+	s := newSlice(t, "nft", nil)
+	text, err := os.ReadFile(s.agent.ConfigPath)
+	must(t, err)
+	must(t, testbed.WriteFile(s.agent.ConfigPath, string(text)+"denials: {trace: false}\n"))
+	s.start()
+	s.awaitStatus("a warning", func(st control.Status) error {
+		if st.Denials.Source == "trace" || !slices.ContainsFunc(st.Warnings, func(w string) bool {
+			return strings.Contains(w, "blocked executions") && strings.Contains(w, "denials.trace is false")
+		}) {
+			return fmt.Errorf("%+v, %q", st.Denials, st.Warnings)
+		}
+		return nil
 	})
 }
