@@ -81,7 +81,7 @@ func TestProgramsAssemble(t *testing.T) {
 	for _, spec := range []*ebpf.ProgramSpec{exitProgram(m, l), exitProgram(m, layout{compat: -1}), forkProgram(3, 6), execProgram(3, 7, 6, l)} {
 		var out bytes.Buffer
 		instructions := append(spec.Instructions[:0:0], spec.Instructions...)
-		if err := instructions.Marshal(&out, binary.NativeEndian); err != nil {
+		if err := instructions.Marshal(&out, binary.LittleEndian); err != nil {
 			t.Errorf("%s: %v", spec.Name, err)
 		}
 	}

@@ -100,7 +100,7 @@ func attach(spec *ebpf.ProgramSpec) (link.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("program for %s: %w", spec.AttachTo, err)
 	}
-	defer program.Close() // the link holds it
+	defer func() { _ = program.Close() }() // the link holds it
 	l, err := link.AttachTracing(link.TracingOptions{Program: program, AttachType: spec.AttachType})
 	if err != nil {
 		return nil, fmt.Errorf("program for %s: %w", spec.AttachTo, err)
@@ -143,7 +143,7 @@ func (m *Members) join(pid, flags int, service uint32) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // only looked at
 	return m.tasks.Put(int32(fd), service)
 }
 
