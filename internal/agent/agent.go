@@ -34,6 +34,7 @@ type Agent struct {
 	notify  *notifier
 	events  *events
 	metrics *agentMetrics
+	denials *denials
 	alarms  *alarms
 	desired atomic.Pointer[Desired]
 	asking  chan struct{} // holds a token while a request is with the source
@@ -108,6 +109,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.desired.Store(&first)
 	a.events = newEvents(ctx, first.Config.StateDir, log)
 	a.metrics = newMetrics(a)
+	a.denials = newDenials(a)
 	a.processes = newProcessesResource(a.running)
 	a.cgroups = newCgroupsResource(a.running)
 	a.files = newFilesResource(a.running, func() config.Config { return a.desired.Load().Config })
@@ -165,6 +167,7 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	group.Go(func() error { return a.events.run(toTheEnd) })
 	group.Go(func() error { return a.settleDown(ctx) })
 	group.Go(func() error { return a.metrics.run(ctx) })
+	group.Go(func() error { return a.denials.run(ctx) })
 	if a.alarms != nil {
 		group.Go(func() error { return a.alarms.run(ctx) })
 	}
@@ -225,6 +228,7 @@ func (a *Agent) accept(d Desired) {
 func (a *Agent) superviseSpec(cfg config.Config, svc config.Service) supervise.Spec {
 	spec := superviseSpec(cfg, svc)
 	spec.Gate = a.loop.Enforced()
+	spec.Begun = func(ctx context.Context, pid int) { a.denials.begun(ctx, svc.Name, pid) }
 	spec.Verify = func(ctx context.Context, pid int) error { return a.verifyAdopted(ctx, svc.Name, pid) }
 	return spec
 }

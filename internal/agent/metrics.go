@@ -2,12 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"regexp"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,29 +52,21 @@ func (m *agentMetrics) warnings() []string {
 
 func (m *agentMetrics) handler() http.Handler { return m.metrics.Handler() }
 
-// run serves metrics.listen, if it is configured, and counts denied syscalls,
-// until ctx is done. What fails is tried again; nothing else depends on it.
+// run serves metrics.listen, if it is configured, until ctx is done. What fails is tried again; nothing else depends on it.
 func (m *agentMetrics) run(ctx context.Context) error {
-	var both sync.WaitGroup
-	both.Go(func() {
-		m.keep(ctx, slog.LevelWarn, "metrics are not served on metrics.listen", func() error {
-			if m.listen == "" {
-				<-ctx.Done()
-				return nil
-			}
-			m.deaf.Store(nil)
-			err := m.metrics.Serve(ctx, m.listen)
-			if err != nil {
-				why := fmt.Sprintf("metrics: not served on %s, tried again each minute: %v", m.listen, err)
-				m.deaf.Store(&why)
-			}
-			return err
-		})
+	m.keep(ctx, slog.LevelWarn, "metrics are not served on metrics.listen", func() error {
+		if m.listen == "" {
+			<-ctx.Done()
+			return nil
+		}
+		m.deaf.Store(nil)
+		err := m.metrics.Serve(ctx, m.listen)
+		if err != nil {
+			why := fmt.Sprintf("metrics: not served on %s, tried again each minute: %v", m.listen, err)
+			m.deaf.Store(&why)
+		}
+		return err
 	})
-	both.Go(func() {
-		m.keep(ctx, slog.LevelInfo, "denied syscalls are not counted", func() error { return m.hearDenials(ctx) })
-	})
-	both.Wait()
 	return nil
 }
 
@@ -101,42 +91,19 @@ func (m *agentMetrics) keep(ctx context.Context, level slog.Level, what string, 
 	}
 }
 
-// hearDenials has a watch of its own: alarms has one only where audit is what
-// tells of rules.
-func (m *agentMetrics) hearDenials(ctx context.Context) error {
-	watcher, err := audit.Watch()
-	if watcher == nil {
-		return err
-	}
-	defer func() { _ = watcher.Close() }() // it only listened
-	if errors.Is(err, audit.ErrElsewhere) {
-		return err // any other is about records of rules
-	}
-	for {
-		record, err := watcher.Next(ctx)
-		switch {
-		case errors.Is(err, audit.ErrOverrun):
-			m.lost()
-		case err != nil:
-			return err
-		case record.Denial != nil:
-			m.denied(ctx, *record.Denial)
-		}
-	}
-}
-
-// denied counts a denial of a service's process. Other confined programs of the
-// host are none of our business.
-func (m *agentMetrics) denied(ctx context.Context, d audit.Denial) {
-	service := m.owners.of(ctx, d.PID, d.Exe)
+// denied counts a denial of a service's process, and says whose it was and the call's
+// name. Other confined programs of the host are none of our business.
+func (m *agentMetrics) denied(ctx context.Context, d audit.Denial) (service, syscall string) {
+	service = m.owners.of(ctx, d.PID, d.Exe)
 	if service == "" || d.Action == audit.ActionLog {
-		return
+		return "", ""
 	}
-	syscall := d.Syscall
+	syscall = d.Syscall
 	if !d.Known { // any number may be tried
-		syscall = "unknown"
+		syscall = unknownCall
 	}
-	m.metrics.Denied(service, syscall)
+	m.metrics.Denied(1, service, syscall)
+	return service, syscall
 }
 
 // lost counts an overrun of a source of events.
@@ -168,6 +135,7 @@ type metricsSource struct{ a *Agent }
 // State implements metrics.Source.
 func (s metricsSource) State(ctx context.Context) metrics.State {
 	status := s.a.Status(ctx)
+	s.a.denials.count(ctx)
 	snap := s.a.loop.Snapshot()
 	state := metrics.State{
 		Degraded:      status.State != control.StateOK,

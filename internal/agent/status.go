@@ -36,6 +36,8 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	}
 	a.rules.addOther(&s)
 	s.Warnings = append(s.Warnings, a.metrics.warnings()...)
+	denied, unheard := a.denials.state()
+	s.Denials, s.Warnings = denied, append(s.Warnings, unheard...)
 	s.Layers = append(s.Layers,
 		netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s),
 		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage))

@@ -32,6 +32,8 @@ func TestUnitLeavesTheAgentWhatItNeeds(t *testing.T) {
 		"CAP_NET_ADMIN":    "rules, sets and announced changes",
 		"CAP_NET_RAW":      "the commands of the legacy backend",
 		"CAP_AUDIT_READ":   "changes in the legacy backend, and denied syscalls",
+		"CAP_BPF":          "tracing denials",
+		"CAP_PERFMON":      "tracing denials",
 		"CAP_SYS_NICE":     "answering a commit at once",
 		"CAP_SYS_RESOURCE": "raising a hard limit again",
 		"CAP_SYS_PTRACE":   "reading who made a change",

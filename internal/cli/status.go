@@ -56,6 +56,7 @@ func noDaemon(ctx context.Context, configFile string, cause error) control.Statu
 		Version: version, State: control.StateDegraded,
 		Reasons: []string{cause.Error() + ", so nothing is watched or repaired; start the daemon (systemctl start pghardend), `pghardend verify` says how things stand"},
 		Layers:  []control.Layer{}, Services: []control.Service{}, Drift: []control.Drift{}, Openings: []control.Opening{},
+		Denials:  control.Denials{Source: "none", Last: []control.Denial{}},
 		Warnings: []string{},
 	}
 	d, err := agent.Load(ctx, configFile)
@@ -106,7 +107,10 @@ func printStatus(out io.Writer, s control.Status, now time.Time) error {
 	if !s.LastLook.IsZero() {
 		fmt.Fprintf(out, "\nlast look %s ago; drift is announced by: %s\n", lookAge(now.Sub(s.LastLook)), cmp.Or(s.Alarms, "nothing, only looked for"))
 	}
-	return printDrift(out, s.Drift)
+	if err := printDrift(out, s.Drift); err != nil {
+		return err
+	}
+	return printDenials(out, s.Denials)
 }
 
 // left is how much time there is until then, to the second.

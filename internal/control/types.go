@@ -32,6 +32,7 @@ type Status struct {
 	Services      []Service `json:"services"`
 	Drift         []Drift   `json:"drift"`    // oldest first
 	Openings      []Opening `json:"openings"` // in force, oldest first
+	Denials       Denials   `json:"denials"`
 	Warnings      []string  `json:"warnings"` // what an operator should know, though nothing is wrong with our own
 	Pending       *Pending  `json:"pending,omitempty"`
 }
@@ -91,6 +92,7 @@ const (
 	KindOpening  = "opening"
 	KindDaemon   = "daemon"
 	KindProfile  = "profile" // a service was started with other features than before
+	KindDenied   = "denied"  // a service may not what it tried; Resource is the service
 )
 
 // String is the culprit for people, in one line.

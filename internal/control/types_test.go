@@ -84,6 +84,24 @@ const golden = `{
       "ended_by": "uid 0"
     }
   ],
+  "denials": {
+    "source": "trace",
+    "last": [
+      {
+        "service": "postgres",
+        "what": "the execution of /bin/sh was blocked (EACCES)",
+        "count": 2,
+        "first": "2026-01-02T03:04:05Z",
+        "last": "2026-01-02T03:04:05Z",
+        "who": {
+          "pid": 9,
+          "command": "postgres",
+          "uid": 26,
+          "parent": "postgres (8)"
+        }
+      }
+    ]
+  },
   "warnings": [
     "legacy iptables holds 3 rules"
   ],
@@ -98,7 +116,10 @@ func TestStatusJSON(t *testing.T) {
 	s := Status{
 		Version: "1.0", Node: "pg-0", Role: "postgres", Instance: "orders-prod",
 		State: StateDegraded, Reasons: []string{"config: bad"}, PID: 42, Backend: "nft", Generation: 3, LastReconcile: at,
-		LastLook: at, Alarms: "nft notifications", Warnings: []string{"legacy iptables holds 3 rules"},
+		LastLook: at, Alarms: "nft notifications",
+		Denials: Denials{Source: "trace", Last: []Denial{{Service: "postgres", What: "the execution of /bin/sh was blocked (EACCES)", Count: 2,
+			First: at, Last: at, Who: &Culprit{PID: 9, Command: "postgres", UID: 26, Parent: "postgres (8)"}}}},
+		Warnings: []string{"legacy iptables holds 3 rules"},
 		Layers:   []Layer{{Name: "netfilter", Subject: "node", Configured: true, Detail: "no pass yet"}},
 		Services: []Service{{Name: "postgres", State: "ready", PID: 4711, Processes: 7, Since: at, Adopted: true, Restarts: 2}},
 		Drift: []Drift{{

@@ -3,7 +3,7 @@
 // # API
 //
 // New makes Metrics that ask a Source for what is a state and not a count.
-// Drift, Repaired, Denied and Lost count. Handler serves the page, and Serve
+// Drift, Repaired, Denied, Blocked and Lost count. Handler serves the page, and Serve
 // does so on a loopback port.
 //
 // # Design

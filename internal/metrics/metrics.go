@@ -45,6 +45,7 @@ type Metrics struct {
 	mu      sync.Mutex // held for moments only
 	drifts  family
 	denied  family
+	execs   family
 	repairs map[string]*histogram // by resource
 	lost    uint64
 	failed  uint64 // scrapes that could not read the packets
@@ -78,7 +79,7 @@ const other = "other"
 func New(version, backend string, source Source) *Metrics {
 	return &Metrics{
 		version: version, backend: backend, source: source,
-		drifts: newFamily(maxDrifts), denied: newFamily(maxDenied), repairs: map[string]*histogram{},
+		drifts: newFamily(maxDrifts), denied: newFamily(maxDenied), execs: newFamily(maxDenied), repairs: map[string]*histogram{},
 		asking: make(chan struct{}, 1),
 	}
 }
@@ -103,11 +104,18 @@ func (m *Metrics) Repaired(resource string, open time.Duration) {
 	m.repairs[resource].observe(open.Seconds())
 }
 
-// Denied counts one denied syscall.
-func (m *Metrics) Denied(service, syscall string) {
+// Denied counts n denied syscalls.
+func (m *Metrics) Denied(n uint64, service, syscall string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.denied.add(1, service, syscall)
+	m.denied.add(n, service, syscall)
+}
+
+// Blocked counts n programs that a service could not execute.
+func (m *Metrics) Blocked(n uint64, service string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.execs.add(n, service)
 }
 
 // Lost counts an overrun of a source of events.

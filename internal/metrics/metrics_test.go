@@ -73,7 +73,8 @@ func TestPage(t *testing.T) {
 	m.Repaired("firewall", 1500*time.Microsecond)
 	m.Repaired("firewall", 2*time.Millisecond)
 	m.Repaired("firewall", time.Hour)
-	m.Denied("postgres", "execve")
+	m.Denied(1, "postgres", "execve")
+	m.Blocked(2, "postgres")
 	m.Lost()
 	const want = `# HELP pghardend_build_info The daemon's version and the backend of iptables in use.
 # TYPE pghardend_build_info gauge
@@ -131,6 +132,9 @@ pghardend_repair_seconds_count{resource="firewall"} 3
 # HELP pghardend_denied_syscalls_total Syscalls that a seccomp filter denied and the kernel recorded.
 # TYPE pghardend_denied_syscalls_total counter
 pghardend_denied_syscalls_total{service="postgres",syscall="execve"} 1
+# HELP pghardend_denied_execs_total Programs that a service tried to execute and may not.
+# TYPE pghardend_denied_execs_total counter
+pghardend_denied_execs_total{service="postgres"} 2
 # HELP pghardend_events_lost_total Times that notifications of changes were lost; all is read anew then.
 # TYPE pghardend_events_lost_total counter
 pghardend_events_lost_total 1
@@ -172,7 +176,7 @@ func TestCardinalityIsBounded(t *testing.T) {
 		strange := fmt.Sprintf("strange \"%d\"\\\n\xff{}", i)
 		m.Drift(strange, strange)
 		m.Repaired(strange, time.Second)
-		m.Denied(strange, strange)
+		m.Denied(1, strange, strange)
 		src.state.Sets[strange] = i
 		src.state.Layers = append(src.state.Layers, Layer{Name: strange, Subject: strange})
 		src.packets = append(src.packets, Packets{strange, strange, strange, strange, 1, 1})
@@ -195,7 +199,7 @@ func TestCardinalityIsBounded(t *testing.T) {
 	}
 	before := samples(t, text)
 	m.Drift("one more", "one more")
-	m.Denied("one more", "one more")
+	m.Denied(1, "one more", "one more")
 	if after := samples(t, scrape(t, m)); after != before {
 		t.Errorf("%d samples, then %d", before, after)
 	}
@@ -268,7 +272,7 @@ func FuzzLabels(f *testing.F) {
 	f.Add("a\"b\\c\nd", "\xff\x00")
 	f.Fuzz(func(t *testing.T, service, syscall string) {
 		m := New("1", "nft", &fakeSource{})
-		m.Denied(service, syscall)
+		m.Denied(1, service, syscall)
 		samples(t, scrape(t, m))
 	})
 }

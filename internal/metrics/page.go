@@ -80,6 +80,7 @@ func (m *Metrics) page(ctx context.Context) []byte {
 	p.counts("pghardend_drifts_total", "Times that a resource was not as desired.", m.drifts, "resource", "cause")
 	p.repairs(m.repairs)
 	p.counts("pghardend_denied_syscalls_total", "Syscalls that a seccomp filter denied and the kernel recorded.", m.denied, "service", "syscall")
+	p.counts("pghardend_denied_execs_total", "Programs that a service tried to execute and may not.", m.execs, "service")
 	p.single("pghardend_events_lost_total", "counter", "Times that notifications of changes were lost; all is read anew then.", float64(m.lost))
 	p.single("pghardend_scrape_errors_total", "counter", "Times that not all packet counters could be read.", float64(m.failed))
 	return p.Bytes()

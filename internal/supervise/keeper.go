@@ -196,6 +196,7 @@ func (k *keeper) adopt(ctx context.Context) phase {
 		}
 	}
 	k.adopted = true
+	k.begun(ctx)
 	if f, err := k.proc.facts(ctx); err == nil {
 		k.exe = f.exe
 	}
@@ -236,6 +237,12 @@ func (k *keeper) await(ctx context.Context) phase {
 	}
 }
 
+func (k *keeper) begun(ctx context.Context) {
+	if k.spec.Begun != nil {
+		k.spec.Begun(ctx, k.proc.pid)
+	}
+}
+
 // launch follows the start protocol of the package comment.
 func (k *keeper) launch(ctx context.Context) phase {
 	child, err := fork(ctx, k.spec)
@@ -244,6 +251,7 @@ func (k *keeper) launch(ctx context.Context) phase {
 	}
 	k.proc, k.report, k.exe, k.refusal = child.proc, child.report, serviceExe(ctx, k.spec), ""
 	k.proc.watch(&k.wg)
+	k.begun(ctx)
 	err = k.record(ctx, false, "")
 	if err != nil && k.spec.DataDir != "" {
 		k.log.Warn("the next daemon will find the service by postmaster.pid only", "error", err)

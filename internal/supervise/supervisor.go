@@ -40,6 +40,9 @@ type Spec struct {
 	// Verify judges whether a process found running is confined as it should be.
 	// It is called before an adoption; an error means state failed. nil: no check.
 	Verify func(ctx context.Context, pid int) error
+	// Begun is told of each process of the service, before it is more than ours or when
+	// it is adopted. nil: nobody is told.
+	Begun func(ctx context.Context, pid int)
 	// Gate holds back the first start (not an adoption) until it is closed. nil: none.
 	Gate <-chan struct{}
 }

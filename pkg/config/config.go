@@ -41,6 +41,7 @@ type Config struct {
 	Reconcile  Reconcile
 	Metrics    Metrics
 	Agent      AgentSettings
+	Denials    Denials
 	Services   []Service // sorted by name; may be empty
 
 	lines lineIndex
@@ -149,6 +150,7 @@ func (r *configReader) file(root *yaml.Node) {
 		{"reconcile", false, "", r.reconcile},
 		{"metrics", false, "", r.metrics},
 		{"agent", false, "", r.agent},
+		{"denials", false, "", r.denials},
 		{"services", false, "", r.services},
 	})
 }
@@ -267,6 +269,7 @@ type rawConfig struct {
 	Reconcile  Reconcile               `mapstructure:"reconcile"`
 	Metrics    Metrics                 `mapstructure:"metrics"`
 	Agent      rawAgent                `mapstructure:"agent"`
+	Denials    Denials                 `mapstructure:"denials"`
 	Services   map[string]rawService   `mapstructure:"services"`
 }
 
@@ -301,6 +304,7 @@ func decodeConfig(data []byte) (rawConfig, error) {
 	v.SetDefault("firewall.backend", defaultBackend)
 	v.SetDefault("firewall.scope", ScopeHost)
 	v.SetDefault("sysctl.manage", true)
+	v.SetDefault("denials.trace", true)
 	v.SetDefault("reconcile.interval", defaultInterval)
 	v.SetDefault("reconcile.full", defaultFull)
 	var raw rawConfig
@@ -317,6 +321,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
 		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics, Agent: raw.Agent.settings(),
+		Denials: raw.Denials,
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)

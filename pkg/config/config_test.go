@@ -27,7 +27,7 @@ func TestExampleConfig(t *testing.T) {
 	want := Config{
 		File: file, Node: "pg-0", PeersFile: "/etc/pghardend/peers.yaml",
 		RuntimeDir: "/run/pghardend", StateDir: "/var/lib/pghardend",
-		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{Interval: time.Second, Full: 30 * time.Second}, Agent: defaultAgent,
+		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{Interval: time.Second, Full: 30 * time.Second}, Agent: defaultAgent,
 		Services: []Service{{
 			Name: "postgres", Profile: "postgres", User: "postgres", Groups: []string{"ssl-cert"},
 			Command: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main",
@@ -90,7 +90,7 @@ func TestConfigDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{File: "/etc/p/c.yaml", Node: "pg-0", PeersFile: "/etc/p/peers.yaml", RuntimeDir: "/run/pghardend",
-		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{time.Second, 30 * time.Second}, Agent: defaultAgent}
+		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{time.Second, 30 * time.Second}, Agent: defaultAgent}
 	if diff := cmp.Diff(want, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -147,7 +147,7 @@ func TestConfigValues(t *testing.T) {
 	}
 	got.Services = nil
 	rest := Config{File: "/etc/pghardend/pghardend.yaml", Node: "pg-1", PeersFile: "/srv/Peers.List.yaml", RuntimeDir: "/tmp/Run.d",
-		StateDir: "/tmp/state", Firewall: Firewall{Backend: "legacy", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Reconcile: Reconcile{1500 * time.Millisecond, 5 * time.Minute},
+		StateDir: "/tmp/state", Firewall: Firewall{Backend: "legacy", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{1500 * time.Millisecond, 5 * time.Minute},
 		Metrics: Metrics{Listen: "[::1]:9188"}, Agent: defaultAgent}
 	if diff := cmp.Diff(rest, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
