@@ -18,6 +18,7 @@ type prepared struct {
 	filter      *sandbox.Filter
 	environment environment
 	landlock    *landlockStage
+	complain    bool // neither filter nor Landlock
 }
 
 // Check finds every reason to refuse a launch that can be known before it, and

@@ -121,7 +121,7 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 		return nil, err
 	}
 	findings := compareStatus(status, id, spec.Capabilities, lastCap)
-	findings = append(findings, compareSeccomp(status)...)
+	findings = append(findings, seccompFindings(spec, status)...)
 	findings = append(findings, compareLimits(pid, spec.Limits, set)...)
 	child := childOfService(ctx, id, status)
 	return append(findings, compareProgram(pid, spec.Command[0], exe, child)), nil

@@ -35,6 +35,9 @@ type Service struct {
 	Helpers      []string       `yaml:"helpers,omitempty"`
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
 
+	Mode          string `yaml:"mode,omitempty"`
+	ComplainUntil string `yaml:"complain_until,omitempty"`
+
 	MaxConnections int `yaml:"max_connections,omitempty"`
 
 	StartTimeout string `yaml:"start_timeout,omitempty"`

@@ -85,6 +85,10 @@ type Service struct {
 	// Helpers are the absolute paths of other programs that it may run.
 	Helpers  []string
 	Landlock Landlock
+	// Mode is ModeEnforce (default) or ModeComplain, which ends at ComplainUntil
+	// for services that start later; zero: never.
+	Mode          string
+	ComplainUntil time.Time
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -277,6 +281,8 @@ type rawService struct {
 	MaxConnections int            `mapstructure:"max_connections"`
 	Helpers        []string       `mapstructure:"helpers"`
 	Landlock       rawLandlock    `mapstructure:"landlock"`
+	Mode           string         `mapstructure:"mode"`
+	ComplainUntil  string         `mapstructure:"complain_until"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -325,6 +331,7 @@ func (raw rawService) service(name string) Service {
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(),
+		Mode: orElse(raw.Mode, ModeEnforce), ComplainUntil: timeOf(raw.ComplainUntil),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

@@ -86,11 +86,14 @@ func (r *configReader) service(key string, n *yaml.Node) {
 		{"environment", false, "", func(key string, n *yaml.Node) { r.unique(key, n, "LANG=C.UTF-8", r.variable) }},
 		{"oom_score_adj", false, "", func(key string, n *yaml.Node) { r.whole(key, n, -1000, 1000) }},
 		{"landlock", false, "", r.landlock},
+		{"mode", false, "", r.mode},
+		{"complain_until", false, "", r.complainUntil},
 		{"max_connections", false, "", func(key string, n *yaml.Node) { r.whole(key, n, 1, maxMaxConnections) }},
 		{"start_timeout", false, "", r.timeout},
 		{"stop_timeout", false, "", r.timeout},
 	})
 	r.dataDir(key, command, dataDir)
+	r.checkMode(key, n)
 }
 
 func (r *configReader) timeout(key string, n *yaml.Node) {
