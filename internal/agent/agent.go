@@ -26,17 +26,18 @@ import (
 
 // Agent is the daemon.
 type Agent struct {
-	version string
-	log     *slog.Logger
-	fw      *firewall.Firewall
-	source  *fileSource
-	loop    *reconcile.Loop
-	notify  *notifier
-	events  *events
-	metrics *agentMetrics
-	alarms  *alarms
-	desired atomic.Pointer[Desired]
-	asking  chan struct{} // holds a token while a request is with the source
+	version  string
+	log      *slog.Logger
+	fw       *firewall.Firewall
+	source   *fileSource
+	loop     *reconcile.Loop
+	notify   *notifier
+	events   *events
+	metrics  *agentMetrics
+	complain *complainWatch
+	alarms   *alarms
+	desired  atomic.Pointer[Desired]
+	asking   chan struct{} // holds a token while a request is with the source
 
 	// What the loop keeps, see resources.
 	rules     *ruleWatch
@@ -99,6 +100,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.desired.Store(&first)
 	a.events = newEvents(ctx, first.Config.StateDir, log)
 	a.metrics = newMetrics(a)
+	a.complain = newComplainWatch(a)
 	a.processes = newProcessesResource(a.running)
 	a.files = newFilesResource(a.running, func() config.Config { return a.desired.Load().Config })
 	a.files.stirred = func() uint64 { return source.watch.stirred() }
@@ -154,6 +156,7 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	group.Go(func() error { return a.events.run(toTheEnd) })
 	group.Go(func() error { return a.settleDown(ctx) })
 	group.Go(func() error { return a.metrics.run(ctx) })
+	group.Go(func() error { return a.complain.run(ctx) })
 	if a.alarms != nil {
 		group.Go(func() error { return a.alarms.run(ctx) })
 	}
@@ -248,7 +251,7 @@ func (a *Agent) verifyAdopted(ctx context.Context, name string, pid int) error {
 	}
 	var errs []error
 	for _, f := range findings {
-		if !f.OK && f.Layer != launch.LayerLimits {
+		if !f.OK && f.Layer != launch.LayerLimits && !f.Complaining() {
 			errs = append(errs, errors.New(FindingText(f)))
 		}
 	}

@@ -162,6 +162,7 @@ func ServiceSpec(cfg config.Config, name string) (launch.Spec, error) {
 		Environment:  slices.Concat(profileEnvironment(svc.Profile), svc.Environment),
 		OOMScoreAdj:  svc.OOMScoreAdj,
 		Landlock:     landlock,
+		Complain:     launch.Complain{On: svc.Mode == config.ModeComplain, Until: svc.ComplainUntil},
 	}, nil
 }
 

@@ -324,7 +324,7 @@ func (v *Verification) addService(ctx context.Context, cfg config.Config, svc co
 		v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", svc.Name, err))
 		return
 	}
-	findings = append(findings, domain.Findings(pid)...)
+	findings = append(findings, launch.LandlockFindings(spec, domain, pid)...)
 	v.Services = append(v.Services, VerifiedSvc{Name: svc.Name, PID: pid, Processes: processes})
 	v.Findings = append(v.Findings, findings...)
 	v.Problems = append(v.Problems, failures(svc.Name, findings)...)

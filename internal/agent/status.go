@@ -174,7 +174,8 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 		} else {
 			s.Layers = append(s.Layers, serviceLayers(state.Name, pids, findings)...)
 			addLandlock(ctx, spec, state.PID, s)
-			s.Reasons = append(s.Reasons, failures(state.Name, findings)...)
+			s.Reasons = append(s.Reasons, failures(state.Name, withoutComplaints(findings))...)
+			a.complain.addTo(spec, s)
 		}
 	}
 	s.Services = append(s.Services, svc)

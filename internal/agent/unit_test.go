@@ -35,6 +35,8 @@ func TestUnitLeavesTheAgentWhatItNeeds(t *testing.T) {
 		"CAP_SYS_NICE":     "answering a commit at once",
 		"CAP_SYS_RESOURCE": "raising a hard limit again",
 		"CAP_SYS_PTRACE":   "reading who made a change",
+		"CAP_BPF":          "what would be denied in complain mode",
+		"CAP_PERFMON":      "what would be denied in complain mode",
 		"CAP_CHOWN":        "owners of directories",
 		"CAP_FOWNER":       "modes of directories that somebody else owns",
 	} {
