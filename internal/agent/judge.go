@@ -76,8 +76,8 @@ func concrete(p, dataDir string) string {
 }
 
 func realPath(p string) string {
-	if real, err := filepath.EvalSymlinks(p); err == nil {
-		return real
+	if place, err := filepath.EvalSymlinks(p); err == nil {
+		return place
 	}
 	return p
 }

@@ -34,7 +34,7 @@ func Parse(file string, data []byte) (Recording, error) {
 	if err == nil {
 		err = check(data, r)
 	}
-	var at *faultAt
+	var at *placeError
 	if errors.As(err, &at) {
 		return Recording{}, fmt.Errorf("cannot read the recording %s:%d: %w: record it anew, or undo the edit", file, lineAt(data, at.offset), at.err)
 	}
@@ -44,14 +44,14 @@ func Parse(file string, data []byte) (Recording, error) {
 	return Merge(r, r) // in order
 }
 
-// faultAt is an error with its place, in bytes.
-type faultAt struct {
+// placeError is an error with its place, in bytes.
+type placeError struct {
 	offset int64
 	err    error
 }
 
-func (f *faultAt) Error() string { return f.err.Error() }
-func (f *faultAt) Unwrap() error { return f.err }
+func (f *placeError) Error() string { return f.err.Error() }
+func (f *placeError) Unwrap() error { return f.err }
 
 func lineAt(data []byte, offset int64) int {
 	return 1 + bytes.Count(data[:min(max(offset, 0), int64(len(data)))], []byte("\n"))
@@ -76,10 +76,10 @@ func decodeStrictly(data []byte, into *Recording) error {
 				offset = int64(bytes.Index(data, []byte(key)))
 			}
 		}
-		return &faultAt{offset, err}
+		return &placeError{offset, err}
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return &faultAt{dec.InputOffset(), errors.New("there is more text after the recording")}
+		return &placeError{dec.InputOffset(), errors.New("there is more text after the recording")}
 	}
 	return checkKeys(data)
 }
@@ -112,7 +112,7 @@ func checkKeys(data []byte) error {
 				}
 				key, _ := tok.(string)
 				if seen[key] || !free && !knownKeys[key] {
-					return &faultAt{dec.InputOffset(), fmt.Errorf("the key %q is not known, or is here twice", key)}
+					return &placeError{dec.InputOffset(), fmt.Errorf("the key %q is not known, or is here twice", key)}
 				}
 				seen[key] = true
 				inner = !free && (key == "processes" || key == "files")
@@ -131,7 +131,7 @@ func checkKeys(data []byte) error {
 func check(data []byte, r Recording) error {
 	bad := func(value any, format string, args ...any) error {
 		text, _ := json.Marshal(value) //nolint:errchkjson // text and numbers
-		return &faultAt{int64(bytes.Index(data, text)), fmt.Errorf(format, args...)}
+		return &placeError{int64(bytes.Index(data, text)), fmt.Errorf(format, args...)}
 	}
 	switch {
 	case r.Format != Format:

@@ -21,32 +21,32 @@ func (m places) entry(p string) string {
 // file resolves a path whole. Of one that is gone, or that moves too often to be
 // remembered, only the directory is.
 func (m places) file(p string) string {
-	if real, ok := m[p]; ok {
-		return real
+	if place, ok := m[p]; ok {
+		return place
 	}
-	real, err := filepath.EvalSymlinks(p)
+	place, err := filepath.EvalSymlinks(p)
 	if err != nil {
 		return m.entry(p)
 	}
-	m.keep(p, real)
-	return real
+	m.keep(p, place)
+	return place
 }
 
 func (m places) resolve(dir string) string {
-	if real, ok := m[dir]; ok {
-		return real
+	if place, ok := m[dir]; ok {
+		return place
 	}
-	real, err := filepath.EvalSymlinks(dir)
+	place, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		real = dir
+		place = dir
 	}
-	m.keep(dir, real)
-	return real
+	m.keep(dir, place)
+	return place
 }
 
-func (m places) keep(p, real string) {
+func (m places) keep(p, place string) {
 	if len(m) >= maxPlaces {
 		clear(m)
 	}
-	m[p] = real
+	m[p] = place
 }

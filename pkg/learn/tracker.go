@@ -361,7 +361,8 @@ func (t *Tracker) Counts() (processes, types, calls int) {
 	return len(t.runs), len(t.uses), len(names)
 }
 
-// Started says whether the service's program was started meanwhile, Unresolved
-// how many paths could not be told.
-func (t *Tracker) Started() bool      { return t.started }
+// Started says whether the service's program was started meanwhile.
+func (t *Tracker) Started() bool { return t.started }
+
+// Unresolved is how many paths could not be told.
 func (t *Tracker) Unresolved() uint64 { return t.unresolved }
