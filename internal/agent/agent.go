@@ -26,18 +26,19 @@ import (
 
 // Agent is the daemon.
 type Agent struct {
-	version string
-	log     *slog.Logger
-	fw      *firewall.Firewall
-	source  *fileSource
-	loop    *reconcile.Loop
-	notify  *notifier
-	events  *events
-	metrics *agentMetrics
-	denials *denials
-	alarms  *alarms
-	desired atomic.Pointer[Desired]
-	asking  chan struct{} // holds a token while a request is with the source
+	version  string
+	log      *slog.Logger
+	fw       *firewall.Firewall
+	source   *fileSource
+	loop     *reconcile.Loop
+	notify   *notifier
+	events   *events
+	metrics  *agentMetrics
+	complain *complainWatch
+	denials  *denials
+	alarms   *alarms
+	desired  atomic.Pointer[Desired]
+	asking   chan struct{} // holds a token while a request is with the source
 
 	// What the loop keeps, see resources.
 	rules     *ruleWatch
@@ -110,6 +111,7 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.events = newEvents(ctx, first.Config.StateDir, log)
 	a.metrics = newMetrics(a)
 	a.denials = newDenials(a)
+	a.complain = newComplainWatch(a)
 	a.processes = newProcessesResource(a.running)
 	a.cgroups = newCgroupsResource(a.running)
 	a.files = newFilesResource(a.running, func() config.Config { return a.desired.Load().Config })
@@ -168,6 +170,7 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	group.Go(func() error { return a.settleDown(ctx) })
 	group.Go(func() error { return a.metrics.run(ctx) })
 	group.Go(func() error { return a.denials.run(ctx) })
+	group.Go(func() error { return a.complain.run(ctx) })
 	if a.alarms != nil {
 		group.Go(func() error { return a.alarms.run(ctx) })
 	}
@@ -263,7 +266,7 @@ func (a *Agent) verifyAdopted(ctx context.Context, name string, pid int) error {
 	}
 	var errs []error
 	for _, f := range findings {
-		if !f.OK && f.Layer != launch.LayerLimits {
+		if !f.OK && f.Layer != launch.LayerLimits && !f.Complaining() {
 			errs = append(errs, errors.New(FindingText(f)))
 		}
 	}

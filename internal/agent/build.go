@@ -174,6 +174,7 @@ func serviceSpec(cfg config.Config, name string, ask func(config.Service) server
 		Landlock:     landlock,
 		Mounts:       mounts,
 		Cgroup:       cgroupSpec(cfg, svc),
+		Complain:     launch.Complain{On: svc.Mode == config.ModeComplain, Until: svc.ComplainUntil},
 	}, nil
 }
 

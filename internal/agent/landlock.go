@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/launch"
@@ -133,9 +134,9 @@ func addLandlock(ctx context.Context, spec launch.Spec, pid int, s *control.Stat
 	s.Layers = append(s.Layers, control.Layer{
 		Name: launch.LayerLandlock, Subject: spec.Service, Configured: !domain.Off(), Enforced: domain.Enforced(), Detail: domain.Text(),
 	})
-	problems := failures(spec.Service, domain.Findings(pid))
+	problems := failures(spec.Service, withoutComplaints(launch.LandlockFindings(spec, domain, pid)))
 	s.Reasons = append(s.Reasons, problems...)
-	if !domain.Off() && !domain.Enforced() && len(problems) == 0 {
+	if !domain.Off() && !domain.Enforced() && len(problems) == 0 && !spec.Complain.At(time.Now()) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("service %s runs without Landlock: %s", spec.Service, domain.Text()))
 	}
 }

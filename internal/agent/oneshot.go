@@ -371,5 +371,8 @@ func Exec(ctx context.Context, configFile, service string, extra []string, repor
 	}
 	spec.Command = append(append([]string{}, spec.Command...), extra...)
 	boundTasks(&spec.Cgroup, cfg, service, knownFacts(ctx, cfg))
+	if spec.Complain.At(time.Now()) { // also where systemd or Patroni starts it and no daemon runs
+		fmt.Fprintf(os.Stderr, "pghardend: WARNING: service %s is NOT confined by seccomp and Landlock (%s)\n", service, spec.Complain.Text())
+	}
 	return launch.Exec(ctx, spec, report)
 }

@@ -76,7 +76,7 @@ func (v *Verification) addExamined(ctx context.Context, s launch.Subject, x laun
 		if err != nil {
 			v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", name, err))
 		} else {
-			findings = append(findings, domain.Findings(s.First)...)
+			findings = append(findings, launch.LandlockFindings(s.Spec, domain, s.First)...)
 		}
 		_, groups, err := cgroupFindings(ctx, s.Spec, s.First)
 		if err != nil {

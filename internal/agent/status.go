@@ -180,7 +180,8 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 			addLandlock(ctx, spec, state.PID, s)
 			addMounts(ctx, spec, state.PID, s)
 			addCgroup(ctx, spec, state.PID, s)
-			s.Reasons = append(s.Reasons, failures(state.Name, findings)...)
+			s.Reasons = append(s.Reasons, failures(state.Name, withoutComplaints(findings))...)
+			a.complain.addTo(spec, s)
 		}
 	}
 	s.Services = append(s.Services, svc)

@@ -8,7 +8,8 @@
 //
 //	0       done; plan: nothing to do; status, verify: all is enforced
 //	1       an error, named on standard error
-//	2       plan: there are changes; profile show --diff: the profiles differ
+//	2       plan: there are changes; profile show --diff: the profiles differ;
+//	        learn --diff: the profile lacks something
 //	3       status, verify: degraded
 //	4       explain: denied
 //	5       run, apply, teardown: another pghardend is at work
@@ -128,7 +129,7 @@ func newRoot(o *options) *cobra.Command {
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig, "configuration file")
 	root.AddCommand(
 		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newEvents(o), newVerify(o),
-		newExplain(o), newOpen(o), newClose(o),
+		newExplain(o), newOpen(o), newClose(o), newLearn(o),
 		newExec(o), newProfile(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
 	return root
 }

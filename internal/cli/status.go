@@ -87,7 +87,7 @@ func printStatus(out io.Writer, s control.Status, now time.Time) error {
 		fmt.Fprintln(w, "\nSUBJECT\tLAYER\tCONFIGURED\tENFORCED\tDETAIL")
 	}
 	for _, l := range s.Layers {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Subject, l.Name, yesNo(l.Configured), yesNo(l.Enforced), l.Detail)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Subject, l.Name, yesNo(l.Configured), enforcedText(l), l.Detail)
 	}
 	if len(s.Services) > 0 {
 		fmt.Fprintln(w, "\nSERVICE\tSTATE\tPID\tPROCESSES\tRESTARTS\tSINCE")
@@ -191,6 +191,14 @@ func digest(text string, n int) string {
 
 // lookAge is never below nothing: the clock may have been set.
 func lookAge(d time.Duration) string { return max(0, d).Round(10 * time.Millisecond).String() }
+
+// enforcedText never says yes of a layer that only complains.
+func enforcedText(l control.Layer) string {
+	if l.Mode != "" {
+		return l.Mode
+	}
+	return yesNo(l.Enforced)
+}
 
 func yesNo(b bool) string {
 	if b {

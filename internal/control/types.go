@@ -44,6 +44,7 @@ type Layer struct {
 	Configured bool   `json:"configured"` // asked for
 	Enforced   bool   `json:"enforced"`   // read back from the kernel just now
 	Detail     string `json:"detail"`
+	Mode       string `json:"mode,omitempty"` // complain, if that is why it is not enforced
 }
 
 // Service is the life of one service.
@@ -91,8 +92,9 @@ const (
 	KindRestart  = "restart-needed" // a Drift that cannot be put back in place
 	KindOpening  = "opening"
 	KindDaemon   = "daemon"
-	KindProfile  = "profile" // a service was started with other features than before
-	KindDenied   = "denied"  // a service may not what it tried; Resource is the service
+	KindProfile  = "profile"  // a service was started with other features than before
+	KindDenied   = "denied"   // a service may not what it tried; Resource is the service
+	KindComplain = "complain" // what a profile would have denied
 )
 
 // String is the culprit for people, in one line.

@@ -20,6 +20,7 @@ type prepared struct {
 	landlock    *landlockStage
 	mounts      *mountStage
 	cgroup      *cgroupStage
+	complain    bool // neither filter nor Landlock
 }
 
 // Check finds every reason to refuse a launch that can be known before it, and

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,7 @@ func become(ctx context.Context, spec Spec) *Error {
 	if failure != nil {
 		return failure
 	}
+	p.complaining(spec, time.Now())
 	p.landlock.openRecord(ctx)
 	for _, s := range steps(ctx, spec, p) {
 		err := ctx.Err()
@@ -121,7 +123,7 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		{StepDescriptors, func() error { return closeDescriptors(p.environment.sockets) }},
 
 		// Last: from here on every call must be one the service may make too.
-		{StepSeccompLoad, p.filter.Load},
+		{StepSeccompLoad, p.loadFilter},
 
 		{StepExec, func() error { return execute(spec, p.environment.vars) }},
 	}

@@ -23,12 +23,13 @@ type Spec struct {
 	DataDir      string          // absolute, becomes the working directory; "" for none
 	Limits       limits.Set      // the others stay as inherited
 	Capabilities sandbox.CapSet  // kept and made ambient; usually none
-	Seccomp      sandbox.Profile // always enforced
+	Seccomp      sandbox.Profile // enforced unless Complain is on
 	Landlock     Landlock
 	Mounts       Mounts
 	Cgroup       Cgroup
 	Environment  []string // NAME=value, on top of the allow-list
 	OOMScoreAdj  *int     // -1000..1000, proc(5); nil leaves it
+	Complain     Complain // the zero value enforces
 }
 
 // Identity is who a service runs as, numbers as the kernel knows them.

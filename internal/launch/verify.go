@@ -126,7 +126,7 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 		return nil, err
 	}
 	findings := compareStatus(status, id, spec.Capabilities, lastCap)
-	findings = append(findings, compareSeccomp(status)...)
+	findings = append(findings, seccompFindings(spec, status)...)
 	findings = append(findings, compareLimits(pid, spec.Limits, set)...)
 	mounted, err := ReadMounts(ctx, spec, pid)
 	if err != nil {

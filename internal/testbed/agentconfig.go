@@ -40,6 +40,9 @@ type Service struct {
 	Mounts       map[string]any `yaml:"mounts,omitempty"`
 	Cgroup       map[string]any `yaml:"cgroup,omitempty"` // default: off, since VMs share those of the machine
 
+	Mode          string `yaml:"mode,omitempty"`
+	ComplainUntil string `yaml:"complain_until,omitempty"`
+
 	MaxConnections int `yaml:"max_connections,omitempty"`
 
 	StartTimeout string `yaml:"start_timeout,omitempty"`

@@ -92,6 +92,10 @@ type Service struct {
 	// Features are what the seccomp profile is to have beyond its base, FeaturesAuto
 	// among them or alone; whether there are such is not checked here. Default FeaturesAuto.
 	Features []string
+	// Mode is ModeEnforce (default) or ModeComplain, which ends at ComplainUntil
+	// for services that start later; zero: never.
+	Mode          string
+	ComplainUntil time.Time
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -291,6 +295,8 @@ type rawService struct {
 	Mounts         rawMounts      `mapstructure:"mounts"`
 	Cgroup         rawCgroup      `mapstructure:"cgroup"`
 	Features       any            `mapstructure:"features"`
+	Mode           string         `mapstructure:"mode"`
+	ComplainUntil  string         `mapstructure:"complain_until"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -342,6 +348,7 @@ func (raw rawService) service(name string) Service {
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(), Mounts: raw.Mounts.mounts(),
 		Cgroup: raw.Cgroup.cgroup(defaultServiceWeight), Features: featuresOf(raw.Features),
+		Mode: orElse(raw.Mode, ModeEnforce), ComplainUntil: timeOf(raw.ComplainUntil),
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

@@ -36,7 +36,7 @@ func TestExampleConfig(t *testing.T) {
 			Limits:      map[string]Limit{"nofile": {65536, 65536}, "core": {0, 0}},
 			Environment: []string{"LANG=C.UTF-8", "TZ=UTC"}, OOMScoreAdj: &oom,
 			StartTimeout: time.Minute, StopTimeout: time.Minute,
-			Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"},
+			Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}, Mode: ModeEnforce,
 		}},
 	}
 	if diff := cmp.Diff(want, got, withoutLines); diff != "" {
@@ -133,14 +133,14 @@ func TestConfigValues(t *testing.T) {
 	zero := 0
 	want := []Service{
 		{Name: "a-first", Profile: "postgres", User: "postgres", Command: []string{"/bin/true"}, Limits: map[string]Limit{},
-			StartTimeout: time.Minute, StopTimeout: time.Minute, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}},
+			StartTimeout: time.Minute, StopTimeout: time.Minute, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}, Mode: ModeEnforce},
 		{Name: "z-last", Profile: "pgpool", User: "1000", Groups: []string{"104", "105", "Adm"},
 			Command: []string{"/usr/sbin/pgpool", "-n", "-D", "-f", "/etc/A B,c.conf", "", "${HOME}", "a,b,c", "5432", "A.B=c.d"},
 			Limits: map[string]Limit{"memlock": {Unlimited, Unlimited}, "core": {}, "as": {math.MaxUint64 - 1, math.MaxUint64 - 1},
 				"data": {1 << 63, 1 << 63}, "nofile": {1024, Unlimited}},
 			Capabilities: []string{"CAP_NET_ADMIN", "cap_net_raw"},
 			Environment:  []string{"EMPTY=", "Mixed_Case=A,b=C", `QUOTED="x"`}, OOMScoreAdj: &zero,
-			StartTimeout: 90 * time.Minute, StopTimeout: 500 * time.Millisecond, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}},
+			StartTimeout: 90 * time.Minute, StopTimeout: 500 * time.Millisecond, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}, Mode: ModeEnforce},
 	}
 	if diff := cmp.Diff(want, got.Services); diff != "" {
 		t.Errorf("services: -want +got\n%s", diff)

@@ -89,11 +89,14 @@ func (r *configReader) service(key string, n *yaml.Node) {
 		{"mounts", false, "", r.mounts},
 		{"cgroup", false, "", r.cgroup},
 		{"features", false, "", r.features},
+		{"mode", false, "", r.mode},
+		{"complain_until", false, "", r.complainUntil},
 		{"max_connections", false, "", func(key string, n *yaml.Node) { r.whole(key, n, 1, maxMaxConnections) }},
 		{"start_timeout", false, "", r.timeout},
 		{"stop_timeout", false, "", r.timeout},
 	})
 	r.dataDir(key, command, dataDir)
+	r.checkMode(key, n)
 }
 
 func (r *configReader) timeout(key string, n *yaml.Node) {
