@@ -9,7 +9,7 @@
 //	0       done; plan: nothing to do; status, verify: all is enforced
 //	1       an error, named on standard error
 //	2       plan: there are changes
-//	3       status, verify: degraded
+//	3       status, verify: degraded; drill: an attack was not stopped
 //	4       explain: denied
 //	5       run, apply, teardown: another pghardend is at work
 //	70–93   exec: one code for each step of the launch that can fail
@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/agent"
+	"github.com/pghardend/pghardend/internal/drill"
 	"github.com/pghardend/pghardend/internal/supervise"
 )
 
@@ -81,6 +82,10 @@ func Run(args []string) int {
 		// Before any signal is caught: a service may be stopped while it waits here.
 		return o.exitCode(supervise.Gate(args[2:]))
 	}
+	if len(args) > 1 && args[1] == drill.ActCommand {
+		// Confined already: nothing else may be called first.
+		return drill.Act(args[2:])
+	}
 	debug.SetGCPercent(gcPercent)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
@@ -128,7 +133,7 @@ func newRoot(o *options) *cobra.Command {
 	root.PersistentFlags().StringVar(&o.config, "config", defaultConfig, "configuration file")
 	root.AddCommand(
 		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newEvents(o), newVerify(o),
-		newExplain(o), newOpen(o), newClose(o),
+		newExplain(o), newOpen(o), newClose(o), newDrill(o), newDrillBox(o), newDrillStage(o),
 		newExec(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
 	return root
 }
