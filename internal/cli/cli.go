@@ -31,7 +31,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/agent"
-	"github.com/pghardend/pghardend/internal/drill"
 	"github.com/pghardend/pghardend/internal/supervise"
 )
 
@@ -81,10 +80,6 @@ func Run(args []string) int {
 	if len(args) > 1 && args[1] == supervise.GateCommand {
 		// Before any signal is caught: a service may be stopped while it waits here.
 		return o.exitCode(supervise.Gate(args[2:]))
-	}
-	if len(args) > 1 && args[1] == drill.ActCommand {
-		// Confined already: nothing else may be called first.
-		return drill.Act(args[2:])
 	}
 	debug.SetGCPercent(gcPercent)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // attempt is one attack of a row of the list of faults.
@@ -18,8 +20,8 @@ type attempt struct {
 	fix     string  // what to set if nothing stops it
 
 	// One of the two.
-	act   func(b *box) []string // the words for Act
-	judge func(outcome) outcome // reads what a program said that Act has become; may be nil
+	act   func(b *box) []string // the words for package act
+	judge func(outcome) outcome // reads what a program said that the act has become; may be nil
 	sql   func(ctx context.Context, b *box) outcome
 }
 
@@ -82,7 +84,7 @@ func programAttempts() []attempt {
 				return []string{"loader", filepath.Join(b.data, "drill-loaded"), plainProgram, b.loader}
 			}},
 		{row: "A40", name: "memfd", does: "execute a program from anonymous memory (memfd_create)", base: asUser, fix: fixProfile,
-			act: func(b *box) []string { return []string{"memfd", plainProgram} }},
+			act: func(b *box) []string { return []string{"memfd", plainProgram, itoa(unix.SYS_MEMFD_CREATE)} }},
 		{row: "A41", name: "setuid", does: "execute a setuid-root program", base: asUser, fix: "this must not be possible, report it",
 			act: func(b *box) []string { return []string{"become", b.file("setuid-id"), "-u"} }, judge: judgeUser},
 		{row: "A41", name: "file-capabilities", does: "execute a program with file capabilities", base: asUser, fix: "this must not be possible, report it",
@@ -94,7 +96,7 @@ func programAttempts() []attempt {
 // none of the service; the other one is root's.
 func processAttempts() []attempt {
 	bystander := func(act string) func(*box) []string {
-		return func(b *box) []string { return []string{act, b.bystander} }
+		return func(b *box) []string { return []string{act, b.bystander, itoa(unix.SYS_PROCESS_VM_READV)} }
 	}
 	const fix = "landlock.mode: required, on Linux 6.12 or newer"
 	return []attempt{
@@ -111,22 +113,29 @@ func kernelAttempts() []attempt {
 	list := []attempt{
 		{row: "A44", name: "userns", does: "make a user namespace and mount a file system in it", act: words("userns"), fix: fixProfile},
 		{row: "A44", name: "mount", does: "mount a file system in a mount namespace of its own", act: words("mount"), fix: fixProfile},
-		{row: "A44", name: "setns", does: "enter a network namespace (its own)", act: words("setns"), fix: fixProfile},
+		{row: "A44", name: "setns", does: "enter a network namespace (its own)", act: words("setns", itoa(unix.SYS_SETNS)), fix: fixProfile},
 		{row: "A44", name: "chroot", does: "change the root directory", act: words("chroot"), fix: fixProfile},
 	}
-	for _, call := range []struct{ name, does string }{
-		{"bpf", "make a BPF map"},
-		{"perf", "open a perf event on the kernel"},
-		{"io_uring", "set up an io_uring"},
-		{"keyctl", "add a key to its own keyring"},
-		{"userfaultfd", "open a userfaultfd"},
-		{"module", "load a kernel module (from a descriptor that is none)"},
-		{"kexec", "load another kernel (with flags that there are not)"},
+	// The errors EBADF and EINVAL of the last two come after the check of permission,
+	// init_module(2), kexec_load(2).
+	for _, call := range []struct {
+		name, does string
+		words      []string
+	}{
+		{"bpf", "make a BPF map", []string{"bpf", itoa(unix.SYS_BPF)}},
+		{"perf", "open a perf event", []string{"perf", itoa(unix.SYS_PERF_EVENT_OPEN)}},
+		{"io_uring", "set up an io_uring", []string{"io_uring", itoa(unix.SYS_IO_URING_SETUP)}},
+		{"keyctl", "add a key to its own keyring", []string{"keyctl", itoa(unix.SYS_ADD_KEY)}},
+		{"userfaultfd", "open a userfaultfd", []string{"call", "userfaultfd", itoa(unix.SYS_USERFAULTFD), "0", itoa(unix.O_CLOEXEC)}},
+		{"module", "load a kernel module (from a descriptor that is none)",
+			[]string{"call", "finit_module", itoa(unix.SYS_FINIT_MODULE), itoa(int(unix.EBADF)), "-1", "0", "0"}},
+		{"kexec", "load another kernel (with flags that there are not)",
+			[]string{"call", "kexec_load", itoa(unix.SYS_KEXEC_LOAD), itoa(int(unix.EINVAL)), "0", "0", "0", "0x8000"}},
 	} {
-		list = append(list, attempt{row: "A45", name: call.name, does: call.does, act: words(call.name), fix: fixProfile})
+		list = append(list, attempt{row: "A45", name: call.name, does: call.does, act: words(call.words...), fix: fixProfile})
 	}
 	for _, s := range sockets {
-		list = append(list, attempt{row: "A46", name: s.name, does: "open a socket: " + s.does, act: words("socket", s.name), fix: fixProfile})
+		list = append(list, attempt{row: "A46", name: s.name, does: "open a socket: " + s.does, act: words("socket", itoa(s.family), itoa(s.kind), itoa(s.protocol)), fix: fixProfile})
 	}
 	return list
 }
@@ -143,4 +152,18 @@ func resourceAttempts() []attempt {
 		{row: "A53", name: "core", does: "allow itself to dump core", act: words("core"), fix: "set limits.core to 0"},
 		{row: "A53", name: "dev-mem", does: "open the memory of the machine", act: words("open", "/dev/mem"), fix: "this must not be possible, report it"},
 	}
+}
+
+// sockets are families and types that no service of ours needs.
+var sockets = []struct {
+	name, does             string
+	family, kind, protocol int
+}{
+	{"alg", "AF_ALG, the kernel's cryptography", unix.AF_ALG, unix.SOCK_SEQPACKET, 0},
+	{"packet", "AF_PACKET, frames of the interface", unix.AF_PACKET, unix.SOCK_RAW, 0},
+	{"raw", "raw IPv4 (GRE)", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_GRE},
+	{"raw6", "raw IPv6 (ICMPv6)", unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6},
+	{"vsock", "AF_VSOCK, to the hypervisor", unix.AF_VSOCK, unix.SOCK_STREAM, 0},
+	{"netfilter", "netlink, netfilter", unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER},
+	{"sctp", "SCTP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP},
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 )
 
 // networkAttempts: A47, A48, A52.
@@ -12,7 +13,7 @@ func networkAttempts() []attempt {
 	var list []attempt
 	try := func(row, name, does, proto string, to netip.Addr, port uint16) {
 		list = append(list, attempt{row: row, name: name, does: does, base: asUser, packets: true, fix: "look at `pghardend plan` and at the flows",
-			act: words(proto, netip.AddrPortFrom(to, port).String())})
+			act: words(proto, numbers(to), itoa(int(port)))})
 	}
 	for i, family := range []string{"ipv4", "ipv6"} {
 		metadata, sibling := Metadata[i].Addr(), Sibling[i].Addr()
@@ -24,11 +25,20 @@ func networkAttempts() []attempt {
 	}
 	return append(list,
 		attempt{row: "A52", name: "abstract", does: "connect to an abstract socket of root's", fix: "landlock.mode: required, on Linux 6.12 or newer",
-			act: words("abstract", abstractName)},
+			act: words("unix", "@"+abstractName)},
 		attempt{row: "A52", name: "root-socket", does: "connect to a socket that is root's alone, as docker.sock is (mode 0600)", fix: "this must not be possible, report it",
 			act: func(b *box) []string { return []string{"unix", b.rootSocket()} }},
 		attempt{row: "A52", name: "public-socket", does: "connect to a socket of root's that everybody may use, as D-Bus is (mode 0666)", only: []Layer{SELinux},
 			act: func(b *box) []string { return []string{"unix", b.publicSocket()} }})
+}
+
+// numbers is an address in the form that package act can read.
+func numbers(a netip.Addr) string {
+	var text []string
+	for _, b := range a.AsSlice() {
+		text = append(text, itoa(int(b)))
+	}
+	return strings.Join(text, ".")
 }
 
 // abstractName is of the drill's network namespace.

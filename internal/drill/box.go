@@ -63,8 +63,8 @@ type box struct {
 	cluster   *cluster
 }
 
-func (b *box) file(name string) string       { return filepath.Join(b.Inside.Root, "bin", name) }
-func (b *box) limit(resource string) string  { return b.Limits[resource] }
+func (b *box) file(name string) string        { return filepath.Join(b.Inside.Root, "bin", name) }
+func (b *box) limit(resource string) string   { return b.Limits[resource] }
 func (b *box) say(format string, args ...any) { fmt.Fprintf(b.log, format+"\n", args...) }
 
 // Box is the first process of the drill's namespaces. It writes the Report to out
@@ -182,7 +182,7 @@ func (b *box) runGroup(ctx context.Context, layers []Layer, group []*trial, take
 			return err
 		}
 		if t.attempt.sql == nil {
-			o, err := b.act(ctx, layers, t.attempt)
+			o, err := b.try(ctx, layers, t.attempt)
 			if err != nil {
 				return err
 			}

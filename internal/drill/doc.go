@@ -6,7 +6,7 @@
 // [Run] prepares a scratch area, starts this program again inside it and returns
 // a [Report]. [Box] is that other side: the first process of its own process,
 // mount, network, IPC and UTS namespaces, in which everything happens and with
-// which everything ends. [Act] is what runs behind the confinement: the compromised
+// which everything ends. Package act runs behind the confinement, as the compromised
 // program of the service. [Attempts] lists what is tried.
 //
 // # Design

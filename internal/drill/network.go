@@ -29,6 +29,9 @@ var (
 	Metadata = []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:ec2::254/128")}
 )
 
+// patience is how long an answer from the network may take.
+const patience = time.Second
+
 // Ports on which the outside answers.
 const (
 	portSSH      = 22

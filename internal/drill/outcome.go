@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outcome is what became of an attempt in one box. One line of JSON from Act has it.
+// outcome is what became of an attempt in one box.
 type outcome struct {
-	Reached bool   `json:"reached,omitempty"`
-	Step    string `json:"step,omitempty"`  // where it ended, if it was not reached
-	Errno   string `json:"errno,omitempty"` // its name, such as EPERM; "" if there was no error number
-	Note    string `json:"note,omitempty"`
-	Absent  string `json:"absent,omitempty"` // why it cannot be tried on this machine
+	Reached bool
+	Step    string // where it ended, if it was not reached
+	Errno   string // its name, such as EPERM; "" if there was no error number
+	Note    string
+	Absent  string // why it cannot be tried on this machine
 
 	said string // what a program said that was executed
 	exit int

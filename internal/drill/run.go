@@ -122,6 +122,9 @@ func sweep(parent string) error {
 	return errors.Join(errs...)
 }
 
+// selfPath is this program, even if it was replaced on disk.
+const selfPath = "/proc/self/exe"
+
 // runBox starts the other side and reads its report.
 func runBox(ctx context.Context, opt Options, area string, uid int) (Report, error) {
 	// The other side is killed when the thread that started it ends, prctl(2).

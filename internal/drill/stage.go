@@ -4,16 +4,19 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pghardend/pghardend/internal/drill/act"
 )
 
 // The exit codes of a launch that did not happen, see internal/launch.
@@ -36,10 +39,10 @@ func (b *box) launch(ctx context.Context, layers []Layer, argv ...string) *exec.
 }
 
 // act has Act do one thing under some layers.
-func (b *box) act(ctx context.Context, layers []Layer, a attempt) (outcome, error) {
+func (b *box) try(ctx context.Context, layers []Layer, a attempt) (outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, actTime)
 	defer cancel()
-	cmd := b.launch(ctx, layers, append([]string{b.file("pghardend"), ActCommand}, a.act(b)...)...)
+	cmd := b.launch(ctx, layers, append([]string{b.file("pghardend"), act.Command}, a.act(b)...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if a.name == "tiocsti" {
@@ -60,19 +63,52 @@ func (b *box) act(ctx context.Context, layers []Layer, a attempt) (outcome, erro
 	if code >= firstLaunchCode && code <= lastLaunchCode {
 		return outcome{}, fmt.Errorf("attempt %s cannot be confined with the layers %s: %s", a.id(), joinLayers(layers), lastLines(errOut.String()))
 	}
-	return readOutcome(a, out.Bytes(), errOut.String(), cmd.ProcessState), nil
+	o, err := readOutcome(a, out.String(), errOut.String(), cmd.ProcessState)
+	if err != nil {
+		return outcome{}, fmt.Errorf("with the layers %s: %w", joinLayers(layers), err)
+	}
+	return o, nil
 }
 
-// readOutcome reads what Act said, or what became of the program that it became.
-func readOutcome(a attempt, out []byte, errOut string, state *os.ProcessState) outcome {
-	var o outcome
-	if json.Unmarshal(out, &o) == nil && len(out) > 0 && out[0] == '{' {
-		return o
+// readOutcome reads what the act printed, or what became of the program that it
+// became. An act that says nothing was not tried, and that is an error: it must
+// not pass for one that was stopped.
+func readOutcome(a attempt, out, errOut string, state *os.ProcessState) (outcome, error) {
+	for out != "" {
+		line, rest, _ := strings.Cut(out, "\n")
+		f := strings.SplitN(line, "\t", 4)
+		if len(f) != 4 {
+			break
+		}
+		out = rest
+		errno, err := strconv.Atoi(f[2])
+		if err != nil {
+			break
+		}
+		switch f[0] {
+		case act.Reached:
+			return outcome{Reached: true, Note: f[3]}, nil
+		case act.Absent:
+			return absent("%s", f[3]), nil
+		case act.Stopped:
+			o := outcome{Step: f[1], Note: f[3]}
+			if errno != 0 {
+				o.Errno = errnoName(unix.Errno(errno))
+			}
+			return o, nil
+		case act.Becoming:
+			if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+				return outcome{Step: "run", Note: "ended by " + unix.SignalName(status.Signal())}, nil
+			}
+			if rest == "" || a.judge != nil && !strings.HasPrefix(rest, act.Stopped+"\t") {
+				return a.judged(outcome{said: rest, exit: state.ExitCode()}), nil
+			}
+		}
 	}
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return outcome{Step: "run", Note: "ended by " + unix.SignalName(status.Signal()) + " " + lastLines(errOut)}
-	}
-	o = outcome{said: string(out), exit: state.ExitCode()}
+	return outcome{}, fmt.Errorf("attempt %s reports nothing (%s): %s", a.id(), state, lastLines(errOut))
+}
+
+func (a attempt) judged(o outcome) outcome {
 	if a.judge != nil {
 		return a.judge(o)
 	}
@@ -81,7 +117,7 @@ func readOutcome(a attempt, out []byte, errOut string, state *os.ProcessState) o
 
 // startBystander starts a process of the same user that is none of the service.
 func (b *box) startBystander(ctx context.Context) (stop func(), err error) {
-	cmd := b.launch(ctx, asUser, b.file("pghardend"), ActCommand, "wait")
+	cmd := b.launch(ctx, asUser, b.file("pghardend"), act.Command, "wait")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
