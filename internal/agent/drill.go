@@ -25,6 +25,7 @@ type DrillRequest struct {
 	Ablate  bool
 	Dir     string    // for the scratch area; default state_dir
 	Out     io.Writer // for people, what it is doing; nil for none
+	Without []string  // layers that are left out, to see a drill fail
 }
 
 // DrillPlan is what a drill would do.
@@ -49,6 +50,11 @@ func PlanDrill(ctx context.Context, configFile string, r DrillRequest) (DrillPla
 	for _, row := range r.Rows {
 		if !slices.Contains(drill.Rows(), row) {
 			return DrillPlan{}, fmt.Errorf("there are no attempts for row %q; rows: %s", row, strings.Join(drill.Rows(), ", "))
+		}
+	}
+	for _, l := range r.Without {
+		if !slices.Contains(drill.Layers(), drill.Layer(l)) {
+			return DrillPlan{}, fmt.Errorf("there is no layer %q; layers: %v", l, drill.Layers())
 		}
 	}
 	svc, err := drilledService(cfg, r.Service)
@@ -81,7 +87,7 @@ func Drill(ctx context.Context, configFile string, r DrillRequest) (drill.Report
 	}
 	return drill.Run(ctx, drill.Options{Dir: plan.Dir, Progress: r.Out, Command: func(area string, uid int) []string {
 		argv := []string{DrillBoxCommand, "--config", configFile, "--service", plan.Service, "--area", area, "--uid", strconv.Itoa(uid),
-			"--rows", strings.Join(r.Rows, ",")}
+			"--rows", strings.Join(r.Rows, ","), "--without", strings.Join(r.Without, ",")}
 		if r.Ablate {
 			argv = append(argv, "--ablate")
 		}
@@ -131,6 +137,9 @@ func DrillBox(ctx context.Context, configFile, area string, uid int, r DrillRequ
 	}
 	if svc.Landlock.Mode == config.LandlockOff {
 		s.Off = append(s.Off, drill.LayerOn{Layer: drill.Landlock, Why: "landlock.mode is off"})
+	}
+	for _, l := range r.Without {
+		s.Off = append(s.Off, drill.LayerOn{Layer: drill.Layer(l), Why: "left out of this drill"})
 	}
 	return drill.Box(ctx, s, out, os.Stderr)
 }
@@ -193,9 +202,9 @@ func drillRules(cfg config.Config, svc config.Service) (firewall.Ruleset, error)
 // DrillStage becomes argv under some of the layers of a service, for whose data,
 // socket and user the drill's stand in. It returns only on failure.
 func DrillStage(ctx context.Context, configFile, service, root string, layers, argv []string) error {
-	// A drill is the first process of its namespace. Outside of one this command
-	// would be a way to run services with layers missing.
-	if parent := os.Getppid(); parent != 1 || len(argv) == 0 {
+	// What is launched is never the service: it is the drill's user, who is not
+	// known outside of the drill's namespaces, on the drill's data.
+	if os.Getppid() != 1 || len(argv) == 0 {
 		return errors.New("cannot drill here: this command is for the use of `pghardend drill` alone")
 	}
 	cfg, err := LoadConfig(ctx, configFile)
@@ -206,14 +215,15 @@ func DrillStage(ctx context.Context, configFile, service, root string, layers, a
 	if err != nil {
 		return err
 	}
-	if slices.Equal(slices.Sorted(slices.Values(layers)), launch.Layers()) || cfgAll(layers, spec) {
+	if allLayers(layers, spec) {
 		return launch.Exec(ctx, spec, nil)
 	}
 	return launch.ExecOnly(ctx, spec, layers, nil)
 }
 
-// cfgAll says whether only layers are missing that the service does not have.
-func cfgAll(layers []string, spec launch.Spec) bool {
+// allLayers says whether only those layers are missing that the service does not
+// have. Then its launch is that of the service.
+func allLayers(layers []string, spec launch.Spec) bool {
 	for _, l := range launch.Layers() {
 		has := !(l == launch.LayerLandlock && (spec.Landlock.Mode == "" || spec.Landlock.Mode == launch.LandlockOff)) &&
 			!(l == launch.LayerLimits && len(spec.Limits) == 0)

@@ -57,6 +57,8 @@ func newDrill(o *options) *cobra.Command {
 	c.Flags().StringSliceVar(&r.Rows, "rows", nil, "only these rows, such as A36,A40")
 	c.Flags().BoolVar(&r.Ablate, "ablate", false, "also find all layers that stop an attack alone")
 	c.Flags().StringVar(&r.Dir, "dir", "", "directory for the scratch area (default state_dir)")
+	c.Flags().StringSliceVar(&r.Without, "without", nil, "leave layers out, to see the drill fail")
+	_ = c.Flags().MarkHidden("without") // it is there
 	c.Flags().BoolVar(&dry, "dry-run", false, "say what would be done")
 	return c
 }
@@ -136,6 +138,7 @@ func newDrillBox(o *options) *cobra.Command {
 	c.Flags().StringVar(&r.Service, "service", "", "")
 	c.Flags().StringSliceVar(&r.Rows, "rows", nil, "")
 	c.Flags().BoolVar(&r.Ablate, "ablate", false, "")
+	c.Flags().StringSliceVar(&r.Without, "without", nil, "")
 	c.Flags().StringVar(&area, "area", "", "")
 	c.Flags().IntVar(&uid, "uid", 0, "")
 	return c

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -31,7 +32,7 @@ type cluster struct {
 
 	cmd    *exec.Cmd
 	exited chan struct{}
-	log    bytes.Buffer // read after exited only
+	log    *serverLog
 	cancel context.CancelFunc
 }
 
@@ -89,8 +90,8 @@ func (c *cluster) command(ctx context.Context, name string, args ...string) *exe
 func (c *cluster) start(ctx context.Context, b *box, layers []Layer) error {
 	run, cancel := context.WithCancel(ctx)
 	c.cmd, c.cancel, c.exited = b.launch(run, layers, b.Server, "-D", b.data), cancel, make(chan struct{})
-	c.log.Reset()
-	c.cmd.Stdout, c.cmd.Stderr = &c.log, &c.log
+	c.log = &serverLog{}
+	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
 	if err := c.cmd.Start(); err != nil {
 		cancel()
 		return fmt.Errorf("cannot start the scratch server: %w", err)
@@ -125,16 +126,13 @@ func (c *cluster) ready() bool {
 	return err == nil && len(lines) > 7 && lines[0] == itoa(c.cmd.Process.Pid) && strings.TrimSpace(lines[7]) == "ready"
 }
 
-// stop ends the server: fast, then at once.
+// stop ends the server at once: the data is scratch, and a fast shutdown would wait
+// for an archiver that attempts have set going.
 func (c *cluster) stop() {
-	for _, sig := range []unix.Signal{unix.SIGINT, unix.SIGQUIT} {
-		_ = c.cmd.Process.Signal(sig) // it may have ended
-		select {
-		case <-c.exited:
-			c.cancel()
-			return
-		case <-time.After(stopTime):
-		}
+	_ = c.cmd.Process.Signal(unix.SIGQUIT) // it may have ended
+	select {
+	case <-c.exited:
+	case <-time.After(stopTime):
 	}
 	c.cancel() // kills it; its children follow
 	<-c.exited
@@ -152,4 +150,29 @@ func (c *cluster) query(ctx context.Context, sql string) (string, error) {
 		return "", fmt.Errorf("%s (%w)", strings.TrimSpace(errOut.String()), err)
 	}
 	return strings.TrimSpace(out.String()), nil
+}
+
+// serverLog is what the server has said since its start. It is written to by the
+// goroutine of a command.
+type serverLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// mostLog is more than a server says in a drill.
+const mostLog = 1 << 20
+
+func (l *serverLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.text.Len() < mostLog {
+		l.text.Write(p)
+	}
+	return len(p), nil
+}
+
+func (l *serverLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

@@ -22,6 +22,9 @@ const (
 // the security modules, netfilter when there is a packet.
 var askedIn = []Layer{Seccomp, Limits, Mounts, DAC, Capabilities, Landlock, SELinux, Netfilter}
 
+// Layers are all layers.
+func Layers() []Layer { return slices.Clone(askedIn) }
+
 // launched are the layers that the launch stage puts in force.
 var launched = []Layer{DAC, Capabilities, Limits, Seccomp, Landlock}
 

@@ -20,11 +20,11 @@ import (
 // to report (if not nil). The process is then in no defined state; the caller
 // must exit with Error.Code. The context is looked at between the steps.
 func Exec(ctx context.Context, spec Spec, report *os.File) error {
-	return exec(ctx, spec, nil, report)
+	return execWithout(ctx, spec, nil, report)
 }
 
-// exec is Exec without some of the steps.
-func exec(ctx context.Context, spec Spec, skip map[Step]bool, report *os.File) error {
+// execWithout is Exec without some of the steps.
+func execWithout(ctx context.Context, spec Spec, skip map[Step]bool, report *os.File) error {
 	// A collection would want memory and helper threads, which the limits of the
 	// service may no longer allow, and the runtime dies if it does not get them.
 	debug.SetGCPercent(-1)

@@ -35,7 +35,7 @@ func ExecOnly(ctx context.Context, spec Spec, on []string, report *os.File) erro
 	if skip[StepLandlockLoad] {
 		spec.Landlock.Mode = LandlockOff
 	}
-	return exec(ctx, spec, skip, report)
+	return execWithout(ctx, spec, skip, report)
 }
 
 // stepsWithout are the steps that belong to none of the layers. With all layers
