@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -58,7 +59,7 @@ func (b *box) makeCluster(ctx context.Context) error {
 	if err := b.listenUnix(ctx); err != nil {
 		return err
 	}
-	if b.Server == "" {
+	if b.Server == "" || !slices.ContainsFunc(chosen(b.Rows), func(a attempt) bool { return a.sql != nil }) {
 		return nil
 	}
 	c := &cluster{uid: b.UID, bin: filepath.Dir(b.Server), inside: b.Inside}

@@ -19,6 +19,9 @@ import (
 	"github.com/pghardend/pghardend/internal/testbed"
 )
 
+// drillTimeout is for some hundred launches of a program with the race detector.
+const drillTimeout = 15 * time.Minute
+
 // drillBed is a node whose agent does not run: a drill needs none. Its data
 // directory is on a file system with noexec.
 func drillBed(t *testing.T, change func(*testbed.Service)) *slice {
@@ -27,6 +30,9 @@ func drillBed(t *testing.T, change func(*testbed.Service)) *slice {
 	if change != nil {
 		s.configure(change)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), drillTimeout)
+	t.Cleanup(cancel)
+	s.ctx = ctx
 	run(t, s.node, fmt.Sprintf("mount --bind %[1]s %[1]s && mount -o remount,bind,noexec,nosuid,nodev %[1]s", s.cluster.Data))
 	must(t, os.MkdirAll(filepath.Join(s.agent.Dir, "state"), 0o700))
 	return s
