@@ -225,8 +225,13 @@ func DrillStage(ctx context.Context, configFile, service, root string, layers, a
 // have. Then its launch is that of the service.
 func allLayers(layers []string, spec launch.Spec) bool {
 	for _, l := range launch.Layers() {
-		has := !(l == launch.LayerLandlock && (spec.Landlock.Mode == "" || spec.Landlock.Mode == launch.LandlockOff)) &&
-			!(l == launch.LayerLimits && len(spec.Limits) == 0)
+		has := true
+		switch l {
+		case launch.LayerLandlock:
+			has = spec.Landlock.Mode != "" && spec.Landlock.Mode != launch.LandlockOff
+		case launch.LayerLimits:
+			has = len(spec.Limits) > 0
+		}
 		if has != slices.Contains(layers, l) {
 			return false
 		}

@@ -192,7 +192,7 @@ func interpreterOf(program string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // nothing was written
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			name, err := io.ReadAll(io.LimitReader(p.Open(), 4096))

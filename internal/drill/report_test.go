@@ -2,6 +2,7 @@ package drill
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -103,15 +104,11 @@ func TestSQLOutcome(t *testing.T) {
 		"ERROR:  could not open file: Permission denied":                 {Step: "x", Errno: "EACCES"},
 		"ERROR:  something else\nLINE 1":                                 {Step: "x", Note: "ERROR:  something else"},
 	} {
-		if got := sqlOutcome("x", errorText(text)); got != want {
+		if got := sqlOutcome("x", errors.New(text)); got != want {
 			t.Errorf("%q: %+v, want %+v", text, got, want)
 		}
 	}
 }
-
-type errorText string
-
-func (e errorText) Error() string { return string(e) }
 
 func TestJudges(t *testing.T) {
 	for _, tt := range []struct {

@@ -20,19 +20,33 @@ import (
 )
 
 // drillTimeout is for some hundred launches of a program with the race detector.
-const drillTimeout = 15 * time.Minute
+const drillTimeout = 20 * time.Minute
 
 // drillBed is a node whose agent does not run: a drill needs none. Its data
 // directory is on a file system with noexec.
 func drillBed(t *testing.T, change func(*testbed.Service)) *slice {
 	t.Helper()
-	s := newSlice(t, "nft", nil)
-	if change != nil {
-		s.configure(change)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), drillTimeout)
 	t.Cleanup(cancel)
-	s.ctx = ctx
+	bed, err := testbed.New(ctx, bedName("drill"), []testbed.HostSpec{{Name: "pg-0", Addresses: []string{"10.20.1.10/24"}}})
+	must(t, err)
+	t.Cleanup(func() { must(t, bed.Close()) })
+	s := &slice{t: t, ctx: ctx, bed: bed, node: bed.Host("pg-0")}
+	s.cluster, err = bed.NewCluster(ctx, testbed.ClusterSpec{})
+	must(t, err)
+	service := testbed.ServiceOf(s.cluster)
+	service.Groups = supplementaryGroups(t, s.cluster.User)
+	service.Limits = sliceLimits
+	if change != nil {
+		change(&service)
+	}
+	s.cfg = testbed.AgentConfig{
+		Backend: "nft", Services: map[string]testbed.Service{"postgres": service},
+		Peers: testbed.Peers{Instance: "orders-prod", Nodes: []testbed.Peer{testbed.PeerOf(s.node, "postgres")},
+			Networks: map[string][]string{"control_plane": {"10.0.0.0/24"}}},
+	}
+	s.agent, err = testbed.NewAgent(ctx, s.node, s.cfg)
+	must(t, err)
 	run(t, s.node, fmt.Sprintf("mount --bind %[1]s %[1]s && mount -o remount,bind,noexec,nosuid,nodev %[1]s", s.cluster.Data))
 	must(t, os.MkdirAll(filepath.Join(s.agent.Dir, "state"), 0o700))
 	return s

@@ -67,7 +67,7 @@ func stopped(step string, err error) outcome {
 	return outcome{kind: Stopped, step: step, errno: errno}
 }
 
-func (o outcome) print() bool {
+func (o outcome) tell() bool {
 	line := o.kind + "\t" + o.step + "\t" + strconv.Itoa(int(o.errno)) + "\t" + o.note + "\n"
 	_, err := syscall.Write(1, []byte(line))
 	return err == nil
@@ -99,7 +99,7 @@ func run(name string, args arguments) (code int) {
 	if f == nil {
 		return 2
 	}
-	if !f(args).print() {
+	if !f(args).tell() {
 		return 1
 	}
 	return 0
@@ -189,7 +189,7 @@ func wait(arguments) outcome {
 	}
 	var buf [1]byte
 	for {
-		if _, err := syscall.Read(0, buf[:]); err != syscall.EINTR { //nolint:errorlint // a bare errno
+		if _, err := syscall.Read(0, buf[:]); err != syscall.EINTR {
 			return reached
 		}
 	}
@@ -227,7 +227,7 @@ func pour(from string, out int) (string, error) {
 
 // execute becomes a program; what that says or how it ends is then the outcome.
 func execute(argv ...string) outcome {
-	if !(outcome{kind: Becoming}).print() {
+	if !(outcome{kind: Becoming}).tell() {
 		return outcome{kind: Absent, note: "cannot report"}
 	}
 	return stopped("execve", syscall.Exec(argv[0], argv, []string{"PATH=/usr/bin:/bin"}))

@@ -48,7 +48,7 @@ func inChild(flags uintptr, name string, do func() syscall.Errno) outcome {
 		if err == nil {
 			break
 		}
-		if err != syscall.EINTR { //nolint:errorlint // a bare errno
+		if err != syscall.EINTR {
 			return stopped("wait4", err)
 		}
 	}

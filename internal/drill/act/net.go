@@ -46,7 +46,7 @@ func tcp(a arguments) outcome {
 	if err != nil {
 		return stopped("socket", err)
 	}
-	if err := syscall.Connect(fd, sa); err != nil && err != syscall.EINPROGRESS { //nolint:errorlint // a bare errno
+	if err := syscall.Connect(fd, sa); err != nil && err != syscall.EINPROGRESS {
 		return stopped("connect", err)
 	}
 	if !ready(fd, writable) {
