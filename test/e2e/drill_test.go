@@ -82,12 +82,21 @@ func drillTraces(t *testing.T, s *slice) string {
 			mine++
 		}
 	}
-	shm, err := filepath.Glob("/dev/shm/*")
+	var shm []string // of the drills' users; others have some on this machine
+	shared, err := os.ReadDir("/dev/shm")
 	must(t, err)
+	for _, f := range shared {
+		if info, err := f.Info(); err == nil && drillUser(info.Sys().(*syscall.Stat_t).Uid) {
+			shm = append(shm, f.Name())
+		}
+	}
 	fmt.Fprintf(&out, "files %q\n%d mounts of the agent's\nshared memory %q\nprocesses %q\n", files, mine, shm, drillProcesses())
-	out.WriteString(run(t, s.node, "iptables-save -t filter | grep -v '^#'; ip6tables-save -t filter | grep -v '^#'; ipset save; ip -o link | cut -d' ' -f2; ls /dev/shm /run/netns; cat /etc/passwd | wc -l; ipcs -m"))
+	out.WriteString(run(t, s.node, "iptables-save -t filter | grep -v '^#'; ip6tables-save -t filter | grep -v '^#'; ipset save; ip -o link | cut -d' ' -f2; ls /dev/shm; cat /etc/passwd | wc -l; ipcs -m"))
 	return out.String()
 }
+
+// drillUser: drills have one of these ids each.
+func drillUser(uid uint32) bool { return uid >= 65520 && uid <= 65533 }
 
 // drillProcesses are processes of the users that drills have.
 func drillProcesses() []string {
@@ -170,8 +179,8 @@ func TestDrillFailsWithoutLayer(t *testing.T) {
 		{"mounts", "A38", "A38", "load"},
 		{"netfilter", "A48", "A48", "tunnel-ipv4"},
 		{"rlimits", "A51", "A51", "processes"},
-		{"dac", "A52", "A52", "root-socket"},
-		{"capabilities,landlock", "A41", "A41", "setuid"},
+		{"dac,capabilities", "A52", "A52", "root-socket"}, // Landlock is probed as one who may read the data directory
+		{"capabilities,landlock,seccomp", "A41", "A41", "setuid"},
 		{"capabilities,seccomp,dac", "A44", "A44", "chroot"},
 	} {
 		r := s.drillReport(3, "--without", tt.without, "--rows", tt.rows)
