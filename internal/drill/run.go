@@ -85,20 +85,29 @@ func takeUID(ctx context.Context) (uid int, release func(), err error) {
 	return 0, nil, fmt.Errorf("%d drills are running: wait for one of them", lastUID-firstUID+1)
 }
 
-// makeArea makes a directory that is locked for as long as this process lives.
+// makeArea makes a directory that is locked for as long as this process lives. The
+// sweep of another drill may take it in the moment before it is locked.
 func makeArea(parent string) (area string, unlock func(), err error) {
-	area, err = os.MkdirTemp(parent, areaPattern) // 0700
-	if err != nil {
-		return "", nil, fmt.Errorf("cannot make the scratch area: %w: name another directory with --dir", err)
+	for {
+		area, err = os.MkdirTemp(parent, areaPattern) // 0700
+		if err != nil {
+			return "", nil, fmt.Errorf("cannot make the scratch area: %w: name another directory with --dir", err)
+		}
+		dir, err := os.Open(area)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		}
+		if err != nil {
+			return "", nil, errors.Join(fmt.Errorf("cannot lock the scratch area %s: %w", area, err), os.RemoveAll(area))
+		}
+		if _, err := os.Lstat(area); err == nil {
+			return area, func() { dir.Close() }, nil
+		}
+		dir.Close()
 	}
-	dir, err := os.Open(area)
-	if err == nil {
-		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
-	if err != nil {
-		return "", nil, errors.Join(fmt.Errorf("cannot lock the scratch area %s: %w", area, err), os.RemoveAll(area))
-	}
-	return area, func() { dir.Close() }, nil
 }
 
 // sweep removes what drills left that were killed.
@@ -114,7 +123,7 @@ func sweep(parent string) error {
 			continue // not an area, or just removed
 		}
 		var st unix.Stat_t
-		if unix.Fstat(fd, &st) == nil && st.Uid == 0 && time.Since(time.Unix(st.Ctim.Unix())) > time.Second && unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if unix.Fstat(fd, &st) == nil && st.Uid == 0 && unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
 			errs = append(errs, os.RemoveAll(area))
 		}
 		_ = unix.Close(fd) // which unlocks it
