@@ -10,7 +10,7 @@
 //	1       an error, named on standard error
 //	2       plan: there are changes; profile show --diff: the profiles differ;
 //	        learn --diff: the profile lacks something
-//	3       status, verify: degraded
+//	3       status, verify: degraded; drill: an attack was not stopped
 //	4       explain: denied
 //	5       run, apply, teardown: another pghardend is at work
 //	70–93   exec: one code for each step of the launch that can fail
@@ -130,6 +130,7 @@ func newRoot(o *options) *cobra.Command {
 	root.AddCommand(
 		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newEvents(o), newVerify(o),
 		newExplain(o), newOpen(o), newClose(o), newLearn(o),
+		newDrill(o), newDrillBox(o), newDrillStage(o),
 		newExec(o), newProfile(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
 	return root
 }

@@ -21,6 +21,11 @@ import (
 // to report (if not nil). The process is then in no defined state; the caller
 // must exit with Error.Code. The context is looked at between the steps.
 func Exec(ctx context.Context, spec Spec, report *os.File) error {
+	return execWithout(ctx, spec, nil, report)
+}
+
+// execWithout is Exec without some of the steps.
+func execWithout(ctx context.Context, spec Spec, skip map[Step]bool, report *os.File) error {
 	// A collection would want memory and helper threads, which the limits of the
 	// service may no longer allow, and the runtime dies if it does not get them.
 	debug.SetGCPercent(-1)
@@ -35,7 +40,7 @@ func Exec(ctx context.Context, spec Spec, report *os.File) error {
 		// after a failure must not do anything any more: not even its end is
 		// sure to be allowed by the filter. So it is neither unlocked nor left.
 		runtime.LockOSThread()
-		failed <- become(ctx, spec)
+		failed <- become(ctx, spec, skip)
 		select {}
 	}()
 	failure := <-failed
@@ -44,7 +49,7 @@ func Exec(ctx context.Context, spec Spec, report *os.File) error {
 }
 
 // become does the work of Exec.
-func become(ctx context.Context, spec Spec) *Error {
+func become(ctx context.Context, spec Spec, skip map[Step]bool) *Error {
 	p, failure := prepare(ctx, spec)
 	if failure != nil {
 		return failure
@@ -52,6 +57,9 @@ func become(ctx context.Context, spec Spec) *Error {
 	p.complaining(spec, time.Now())
 	p.landlock.openRecord(ctx)
 	for _, s := range steps(ctx, spec, p) {
+		if skip[s.name] {
+			continue
+		}
 		err := ctx.Err()
 		if err == nil {
 			err = s.do()

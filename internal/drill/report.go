@@ -1,0 +1,107 @@
+package drill
+
+import "slices"
+
+// The results of an attempt.
+const (
+	Stopped    = "stopped"
+	NotStopped = "NOT STOPPED"
+	// Open is an attempt that nothing stopped and that only a layer can which this
+	// host does not have.
+	Open          = "open"
+	NotApplicable = "not applicable"
+)
+
+// Report is what a drill found.
+type Report struct {
+	OK       bool      `json:"ok"` // nothing is NotStopped
+	Service  string    `json:"service"`
+	Layers   []LayerOn `json:"layers"`
+	Attempts []Result  `json:"attempts"`
+	Ablated  bool      `json:"ablated"`
+}
+
+// LayerOn says whether the service has a layer, and if not, why.
+type LayerOn struct {
+	Layer Layer  `json:"layer"`
+	On    bool   `json:"on"`
+	Why   string `json:"why,omitempty"`
+}
+
+// Result is what became of one attempt.
+type Result struct {
+	Row      string  `json:"row"`
+	Name     string  `json:"name"`
+	Does     string  `json:"does"`
+	Result   string  `json:"result"`
+	Layer    Layer   `json:"layer,omitempty"`    // which stopped it
+	Evidence string  `json:"evidence,omitempty"` // what was seen, in the whole box or, if not applicable, in the control
+	Control  string  `json:"control"`            // what the same act did without the layers
+	Alone    []Layer `json:"alone"`              // layers that stop it alone: with Ablated all of them, else those that were tried
+	Advice   string  `json:"advice,omitempty"`
+}
+
+// trial has the outcomes of an attempt, by box.
+type trial struct {
+	attempt attempt
+	control outcome
+	whole   outcome
+	alone   map[Layer]outcome
+}
+
+// settled says whether it is known which layer stopped the attempt.
+func (t trial) settled() bool {
+	return !t.control.Reached || t.whole.Reached || t.whole.Absent != "" || t.match() != ""
+}
+
+// match is the first layer that alone ended it as the whole did.
+func (t trial) match() Layer {
+	for _, l := range askedIn {
+		if o, ok := t.alone[l]; ok && counts(l, o) && o.same(t.whole) {
+			return l
+		}
+	}
+	return ""
+}
+
+// stoppers are the layers that stopped it alone.
+func (t trial) stoppers() []Layer {
+	list := []Layer{}
+	for _, l := range askedIn {
+		if o, ok := t.alone[l]; ok && counts(l, o) {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
+// result decides. on are the layers that the service has. Pure.
+func (t trial) result(on []Layer) Result {
+	a := t.attempt
+	r := Result{Row: a.row, Name: a.name, Does: a.does, Control: t.control.text(), Alone: t.stoppers(), Evidence: t.whole.text()}
+	switch {
+	case !t.control.Reached:
+		r.Result, r.Evidence = NotApplicable, "without the layers: "+t.control.text()
+	case t.whole.Absent != "":
+		r.Result = NotApplicable
+	case t.whole.Reached:
+		r.Result, r.Advice = NotStopped, a.fix
+		if len(a.only) > 0 && !slices.ContainsFunc(a.only, func(l Layer) bool { return l != SELinux || slices.Contains(on, l) }) {
+			r.Result, r.Advice = Open, "needs selinux, which this host does not have"
+		}
+	default:
+		r.Result, r.Layer = Stopped, t.match()
+		if r.Layer == "" && len(r.Alone) > 0 {
+			r.Layer = r.Alone[0]
+		}
+		if r.Layer == "" {
+			r.Evidence += "; by no layer alone"
+		}
+	}
+	return r
+}
+
+// finish fills in what follows from the results.
+func (r *Report) finish() {
+	r.OK = !slices.ContainsFunc(r.Attempts, func(x Result) bool { return x.Result == NotStopped })
+}
