@@ -15,13 +15,14 @@ const (
 // withoutIdleOOM leaves them out where they would set the score that a child has already: Landlock lets nobody write to
 // procfs then, and each new connection would begin with a denial.
 func (e environment) withoutIdleOOM(score int) environment {
-	value := "0" // what PostgreSQL takes if there is none
+	value, asked := "0", false // what PostgreSQL takes if there is no value
 	for _, entry := range e.vars {
+		asked = asked || strings.HasPrefix(entry, oomFile+"=")
 		if v, ok := strings.CutPrefix(entry, oomValue+"="); ok {
 			value = v
 		}
 	}
-	if value != strconv.Itoa(score) {
+	if !asked || value != strconv.Itoa(score) {
 		return e
 	}
 	e.vars = slices.DeleteFunc(slices.Clone(e.vars), func(entry string) bool {

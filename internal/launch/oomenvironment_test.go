@@ -14,6 +14,7 @@ func TestWithoutIdleOOM(t *testing.T) {
 	}{
 		{0, []string{"LANG=C", file, "PG_OOM_ADJUST_VALUE=0"}, []string{"LANG=C"}},
 		{0, []string{file}, nil},
+		{0, []string{"PG_OOM_ADJUST_VALUE=0"}, []string{"PG_OOM_ADJUST_VALUE=0"}},
 		{-900, []string{file, "PG_OOM_ADJUST_VALUE=0"}, []string{file, "PG_OOM_ADJUST_VALUE=0"}},
 		{0, []string{file, "PG_OOM_ADJUST_VALUE=500"}, []string{file, "PG_OOM_ADJUST_VALUE=500"}},
 	} {

@@ -3,7 +3,6 @@ package suites
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -73,21 +72,33 @@ func (w *trace) set(t *testing.T, file, value string) {
 	must(t, errors.Join(err, f.Close()))
 }
 
-// follow adds a process with its threads and children. Threads and children that are made meanwhile follow their maker.
+// follow adds a process with its threads and all that descend from it. What these make from then on follows its maker; what
+// they made while they were being looked at is found by looking until there is nothing new.
 func (w *trace) follow(t *testing.T, pid int) {
 	t.Helper()
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	must(t, err)
-	for _, task := range tasks {
-		w.set(t, "set_event_pid", task.Name())
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pid, task.Name()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
-		}
-		for _, child := range strings.Fields(string(children)) {
-			w.set(t, "set_event_pid", child)
+	for seen, grown := map[string]bool{}, true; grown; {
+		grown = false
+		for _, task := range tasks(strconv.Itoa(pid)) {
+			if !seen[task] {
+				seen[task], grown = true, true
+				w.set(t, "set_event_pid", task)
+			}
 		}
 	}
+}
+
+// tasks lists the threads of a process and of its descendants. What ends meanwhile is passed over.
+func tasks(pid string) []string {
+	dirs, _ := filepath.Glob("/proc/" + pid + "/task/*") // the pattern is right
+	var list []string
+	for _, dir := range dirs {
+		list = append(list, filepath.Base(dir))
+		children, _ := os.ReadFile(filepath.Join(dir, "children")) // gone if it cannot be read
+		for _, child := range strings.Fields(string(children)) {
+			list = append(list, tasks(child)...)
+		}
+	}
+	return list
 }
 
 // The name at the start of a line is a guess that the kernel makes when the file is read.
