@@ -24,8 +24,9 @@ LDFLAGS := -X $(MODULE)/internal/cli.version=$(VERSION)
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := build/bin/golangci-lint-$(GOLANGCI_VERSION)
 
-UNIT = $$($(GO) list ./... | grep -v '^$(MODULE)/test/e2e')
+UNIT = $$($(GO) list ./... | grep -vE '^$(MODULE)/test/(e2e|suites)')
 E2E := ./test/e2e/...
+SUITES := ./test/suites/...
 # RUN=TestF28 picks end-to-end tests by name, FUZZTIME=5m is the time for each fuzz target, KEEP=1 leaves the demo's namespaces, PART=idle is one part of bench.
 # PARALLEL is how many of the end-to-end tests that mostly wait run at once, after the others; each needs a third of a core.
 RUN ?=
@@ -34,10 +35,10 @@ FUZZTIME ?= 20s
 KEEP ?=
 PART ?=
 
-.PHONY: help root deps deps-build deps-unit build test test-unit test-e2e lint fuzz bench demo clean
+.PHONY: help root deps deps-build deps-unit build test test-unit test-e2e test-postgres lint fuzz bench demo clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 deps: ## install the Debian packages that are missing (as root); changes nothing when none is
 	@scripts/deps.sh all
@@ -67,6 +68,11 @@ test-unit: deps-unit ## unit tests with the race detector, then the coverage of 
 test-e2e: root deps ## end-to-end tests in network namespaces (as root); RUN=TestF28 picks by name; all output: build/e2e.log
 	@mkdir -p build
 	$(GO) test -race -count=1 -timeout 60m -parallel $(PARALLEL) -v $(if $(RUN),-run '$(RUN)') $(E2E) 2>&1 | tee build/e2e.log | scripts/condense.sh
+
+test-postgres: root deps ## PostgreSQL's own tests, replication and more, confined and not (as root); all output: build/postgres.log
+	@mkdir -p build
+	@scripts/postgres-suites.sh >/dev/null
+	$(GO) test -race -count=1 -timeout 30m -v $(if $(RUN),-run '$(RUN)') $(SUITES) 2>&1 | tee build/postgres.log | scripts/condense.sh
 
 lint: deps-build $(GOLANGCI) ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }

@@ -3,7 +3,7 @@
 #
 #   scripts/deps.sh build   to compile and lint
 #   scripts/deps.sh unit    … and to run the unit tests
-#   scripts/deps.sh all     … and to run the end-to-end tests and the demo
+#   scripts/deps.sh all     … and to run the end-to-end tests, PostgreSQL's own tests and the demo
 #
 # Does nothing when nothing is missing. While it installs, no service is started and no PostgreSQL cluster is created;
 # both switches are taken away again afterwards. A pgpool that it installs is not started at boot either.
@@ -13,11 +13,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 build=(gcc libc6-dev pkg-config libseccomp-dev git ca-certificates)
 unit=(postgresql-15 postgresql-client-15 procps)
 e2e=(iptables ipset nftables conntrack iproute2 iputils-ping util-linux strace pgpool2)
+suites=(postgresql-plperl-15 postgresql-15-pgaudit dpkg-dev patch xz-utils bzip2)
 
 case ${1:-all} in
     build) wanted=("${build[@]}") ;;
     unit) wanted=("${build[@]}" "${unit[@]}") ;;
-    all) wanted=("${build[@]}" "${unit[@]}" "${e2e[@]}") ;;
+    all) wanted=("${build[@]}" "${unit[@]}" "${e2e[@]}" "${suites[@]}") ;;
     *)
         echo "usage: scripts/deps.sh [build|unit|all]" >&2
         exit 2
@@ -43,6 +44,12 @@ if ((EUID != 0)); then
     echo "deps: not installed: ${missing[*]}" >&2
     echo "deps: run 'make deps' as root, or: apt-get install --no-install-recommends ${missing[*]}" >&2
     exit 1
+fi
+
+# plperl fits one version of the server only: the one that is here, if there is one, and not what it would be updated to.
+server=$(dpkg-query --show --showformat='${db:Status-Status} ${Version}' postgresql-15 2>/dev/null || true)
+if [[ $server == 'installed '* ]]; then
+    missing=("${missing[@]/%postgresql-plperl-15/postgresql-plperl-15=${server#* }}")
 fi
 
 # Debian's PostgreSQL package creates and starts a cluster, and starts every other one on the host, unless told not to.

@@ -118,7 +118,7 @@ func DrillBox(ctx context.Context, configFile, area string, uid int, r DrillRequ
 		return err
 	}
 	s := drill.Setup{
-		Service: svc.Name, Area: area, Inside: inside, UID: uid, Groups: svc.Groups, DataDir: svc.DataDir, Limits: map[string]string{},
+		Service: svc.Name, Area: area, Inside: inside, UID: uid, Groups: svc.Groups, Limits: map[string]string{},
 		Rules: rules, Backend: cfg.Firewall.Backend, Rows: r.Rows, Ablate: r.Ablate,
 		Off: []drill.LayerOn{{Layer: drill.SELinux, Why: "pghardend does not apply it yet"}},
 		Stage: func(layers, argv []string) []string {

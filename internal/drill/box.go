@@ -36,7 +36,6 @@ type Setup struct {
 	Inside  Inside
 	UID     int
 	Groups  []string          // of the service
-	DataDir string            // the real one, whose mount options are taken over; "" for none
 	Server  string            // the program, if it is PostgreSQL
 	Limits  map[string]string // hard limits asked for, as decimal numbers, by lower-case name
 	Off     []LayerOn         // layers that the service does not have

@@ -69,7 +69,11 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 			return err
 		}},
 		{StepEnvironment, func() (err error) {
-			p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.Environment)
+			if p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.Environment); err != nil {
+				return err
+			}
+			score, err := oomScore(spec)
+			p.environment = p.environment.withoutIdleOOM(score)
 			return err
 		}},
 		{StepMounts, func() (err error) {
