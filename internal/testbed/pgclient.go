@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -77,6 +78,15 @@ func (c *Cluster) Pgbench(ctx context.Context, from *Host, conninfo string, args
 	if err != nil {
 		return PgbenchResult{}, err
 	}
+	return runPgbench(cmd, args)
+}
+
+// PgbenchSocket is Pgbench as superuser by the server's Unix socket, as the cluster's own user.
+func (c *Cluster) PgbenchSocket(ctx context.Context, on *Host, args ...string) (PgbenchResult, error) {
+	return runPgbench(c.client(ctx, on, c.User, "pgbench", slices.Concat(args, []string{c.SocketConninfo(Superuser)})...), args)
+}
+
+func runPgbench(cmd *exec.Cmd, args []string) (PgbenchResult, error) {
 	out, err := cmd.CombinedOutput()
 	r := parsePgbench(string(out))
 	if err != nil {

@@ -34,6 +34,9 @@ func parts() []part {
 		{"window", benchWindow},
 		{"storm", benchStorm},
 		{"idle", on(benchIdle)},
+		{"pgbench", benchPgbench},
+		{"filter", benchFilter},
+		{"launch", benchLaunch},
 	}
 }
 
