@@ -11,7 +11,7 @@ type Step string
 
 // The steps in their order, those of Landlock, mounts and control groups aside:
 // StepMounts, StepCgroup and StepLandlock are the last ones before StepUmask,
-// StepMountsEnter precedes StepCwd, StepEnterCgroup follows it, and
+// StepEnterCgroup and StepMountsEnter precede StepCwd, and
 // StepLandlockLoad follows StepReadBack. Up to StepLandlock nothing has changed.
 const (
 	StepSpec         Step = "spec"

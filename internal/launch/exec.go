@@ -84,6 +84,11 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// What a service creates is its own unless it says otherwise.
 		{StepUmask, func() error { unix.Umask(0o077); return nil }},
 
+		// While still root, who alone may move processes, and before the service has
+		// any memory or children, which stay with the group that they began in. Before the mounts,
+		// which hide the notes about groups.
+		{StepEnterCgroup, func() error { return p.cgroup.enter(ctx) }},
+
 		// While still root, who alone may mount. Before the working directory is entered,
 		// which would be one of the host's mounts otherwise.
 		{StepMountsEnter, func() error { return p.mounts.enter(ctx, p.environment.sockets) }},
@@ -91,10 +96,6 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// While still root, who can enter any directory; the caller's directory
 		// could lie below one the service may not see, or keep a mount busy.
 		{StepCwd, func() error { return enter(spec.DataDir, id) }},
-
-		// While still root, who alone may move processes, and before the service has
-		// any memory or children, which stay with the group that they began in.
-		{StepEnterCgroup, func() error { return p.cgroup.enter(ctx) }},
 
 		// Lowering the score needs CAP_SYS_RESOURCE.
 		{StepOOMScore, func() error { return setOOMScore(spec.OOMScoreAdj) }},

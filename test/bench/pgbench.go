@@ -49,13 +49,13 @@ type score struct {
 }
 
 // benchPgbench compares two clusters that differ in nothing but the confinement of their server.
-func benchPgbench(ctx context.Context, out io.Writer, h *testbed.Host) (err error) {
+func benchPgbench(ctx context.Context, out io.Writer, _ *testbed.Host) (err error) {
 	bed, err := testbed.New(ctx, "bench-pg", []testbed.HostSpec{{Name: "pg-0", Addresses: []string{"10.20.1.10/24", "fd00:20:1::10/64"}}})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }() //nolint:contextcheck // removes even if ctx is done
-	h = bed.Host("pg-0")
+	h := bed.Host("pg-0")
 	// Without fsync the disk does not hide what the processor does.
 	settings := map[string]string{"shared_buffers": "'256MB'", "fsync": "off", "max_wal_size": "'4GB'", "autovacuum": "off"}
 	bare, err := bareServer(ctx, bed, h, settings)

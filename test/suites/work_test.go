@@ -57,6 +57,7 @@ func TestWork(t *testing.T) {
 	places[0].confine(bed, func(s *testbed.Service) {
 		allow("write", places[0].space, places[0].archive)(s)
 		helpers(t, "sh", "cp")(s)
+		s.Features = []string{"auto", "jit"}
 	})
 	for _, w := range places {
 		w.start()
