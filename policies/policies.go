@@ -7,8 +7,8 @@ package policies
 import "embed"
 
 // FS has seccomp/NAME.json (OCI runtime-spec "linux.seccomp" objects with reasons), what can be added to them in
-// seccomp/features/NAME.json, landlock/NAME.yaml, mounts/system.yaml, network/flows.yaml and sysctl/network.conf
+// seccomp/features/NAME.json, what a drill adds in seccomp/drill, landlock/NAME.yaml, mounts/system.yaml, network/flows.yaml and sysctl/network.conf
 // (sysctl.d(5)). It is read-only and safe for concurrent use.
 //
-//go:embed seccomp/*.json seccomp/features/*.json landlock/*.yaml mounts/system.yaml network/flows.yaml sysctl/network.conf
+//go:embed seccomp/*.json seccomp/features/*.json seccomp/drill/*.json landlock/*.yaml mounts/system.yaml network/flows.yaml sysctl/network.conf
 var FS embed.FS

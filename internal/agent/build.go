@@ -175,6 +175,7 @@ func serviceSpec(cfg config.Config, name string, ask func(config.Service) server
 		Mounts:       mounts,
 		Cgroup:       cgroupSpec(cfg, svc),
 		Complain:     launch.Complain{On: svc.Mode == config.ModeComplain, Until: svc.ComplainUntil},
+		LogDenied:    !cfg.Denials.Trace,
 	}, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	"github.com/pghardend/pghardend/internal/launch"
 	"github.com/pghardend/pghardend/pkg/config"
 	"github.com/pghardend/pghardend/pkg/firewall"
+	"github.com/pghardend/pghardend/pkg/sandbox"
+	"github.com/pghardend/pghardend/policies"
 )
 
 // DrillRequest says what to drill.
@@ -251,6 +254,7 @@ func drillSpec(cfg config.Config, service string, inside drill.Inside, argv []st
 	if err != nil {
 		return launch.Spec{}, err
 	}
+	server := svc.Command[0]
 	svc.User, svc.DataDir, svc.Command = drill.User, inside.Data(), argv
 	if svc.Landlock.Mode != config.LandlockOff {
 		svc.Landlock.Write = []string{inside.Socket()}
@@ -258,5 +262,23 @@ func drillSpec(cfg config.Config, service string, inside drill.Inside, argv []st
 	svc.Cgroup.Mode = config.CgroupOff // groups are the host's
 	cfg.Services = []config.Service{svc}
 	cfg.RuntimeDir, cfg.StateDir = filepath.Join(inside.State(), "run"), filepath.Join(inside.State(), "lib")
-	return ServiceSpec(cfg, svc.Name)
+	spec, err := ServiceSpec(cfg, svc.Name)
+	if err != nil || argv[0] == server {
+		return spec, err
+	}
+	act, err := actFeature()
+	if err == nil {
+		spec.Seccomp, err = spec.Seccomp.With(act)
+	}
+	return spec, err
+}
+
+// actFeature is what the program needs that attacks: it is written in Go, which
+// profiles without helpers have no room for.
+func actFeature() (sandbox.Feature, error) {
+	data, err := fs.ReadFile(policies.FS, "seccomp/drill/act.json")
+	if err != nil {
+		return sandbox.Feature{}, fmt.Errorf("cannot read a built-in file: %w", err)
+	}
+	return sandbox.ParseFeature("drill", data)
 }

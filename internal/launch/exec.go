@@ -132,7 +132,7 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		{StepDescriptors, func() error { return closeDescriptors(p.environment.sockets) }},
 
 		// Last: from here on every call must be one the service may make too.
-		{StepSeccompLoad, p.loadFilter},
+		{StepSeccompLoad, func() error { return p.loadFilter(spec.LogDenied) }},
 
 		{StepExec, func() error { return execute(spec, p.environment.vars) }},
 	}

@@ -46,9 +46,12 @@ func (p *prepared) complaining(spec Spec, now time.Time) {
 
 // loadFilter is without effect in a launch that complains, and in no other: a
 // filter that is missing by mistake is an error of Load.
-func (p *prepared) loadFilter() error {
-	if p.complain {
+func (p *prepared) loadFilter(logged bool) error {
+	switch {
+	case p.complain:
 		return nil
+	case logged:
+		return p.filter.LoadLogged()
 	}
 	return p.filter.Load()
 }

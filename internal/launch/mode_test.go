@@ -48,7 +48,7 @@ func TestComplainIsNeverRight(t *testing.T) {
 
 // Only a launch that complains may go on without a filter.
 func TestMissingFilterIsAnError(t *testing.T) {
-	if err := (&prepared{}).loadFilter(); err == nil {
+	if err := (&prepared{}).loadFilter(false); err == nil {
 		t.Error("a launch without filter goes on")
 	}
 }

@@ -30,6 +30,7 @@ type Spec struct {
 	Environment  []string // NAME=value, on top of the allow-list
 	OOMScoreAdj  *int     // -1000..1000, proc(5); nil leaves it
 	Complain     Complain // the zero value enforces
+	LogDenied    bool     // the kernel makes an audit record of each denied call
 }
 
 // Identity is who a service runs as, numbers as the kernel knows them.

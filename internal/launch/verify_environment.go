@@ -16,8 +16,8 @@ const maxEnvironment = 1 << 20
 // checkEnvironment compares the environment that a first process was started with
 // to what the launch stage lets through. It shows names only, never a value. A
 // process can overwrite what the kernel shows of it, environ(7), as PostgreSQL's
-// backends do for ps; a postmaster does not.
-func checkEnvironment(pid int, id Identity, extra []string) (Finding, error) {
+// backends do for ps; a postmaster does not. score is its OOM score.
+func checkEnvironment(pid, score int, id Identity, extra []string) (Finding, error) {
 	file, err := os.Open(procPath(pid, "environ"))
 	if err != nil {
 		return Finding{}, err
@@ -29,7 +29,7 @@ func checkEnvironment(pid int, id Identity, extra []string) (Finding, error) {
 	}
 	f := Finding{PID: pid, Layer: LayerProcess, Check: "environment", Want: "the allow-list and what is configured"}
 	got := strings.FieldsFunc(string(data), func(r rune) bool { return r == 0 })
-	faults := environmentFaults(got, id, extra)
+	faults := environmentFaults(got, id, environment{vars: extra}.withoutIdleOOM(score).vars)
 	if f.OK = len(faults) == 0; f.OK {
 		f.Got = fmt.Sprintf("%d variables, all of them allowed", len(got))
 	} else {

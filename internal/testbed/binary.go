@@ -19,16 +19,21 @@ var moduleLine = regexp.MustCompile(`(?m)^module\s+"?([^\s"]+)`)
 
 var built struct {
 	sync.Mutex
-	path string
+	paths map[bool]string // by whether it has the race detector
 }
 
 // BuildBinary builds ./cmd/pghardend, once in a process, with the race detector if this program has it, and returns the
 // path. The program lies where only root can write.
-func BuildBinary(ctx context.Context) (string, error) {
+func BuildBinary(ctx context.Context) (string, error) { return build(ctx, raceEnabled) }
+
+// BuildPlainBinary is BuildBinary without the race detector, which needs more system calls than some profiles allow.
+func BuildPlainBinary(ctx context.Context) (string, error) { return build(ctx, false) }
+
+func build(ctx context.Context, race bool) (string, error) {
 	built.Lock()
 	defer built.Unlock()
-	if built.path != "" {
-		return built.path, nil
+	if path := built.paths[race]; path != "" {
+		return path, nil
 	}
 	r, err := current()
 	if err != nil {
@@ -42,9 +47,13 @@ func BuildBinary(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot build pghardend: %w", err)
 	}
-	path := filepath.Join(r.dir(), "bin", "pghardend")
+	name := "pghardend"
+	if race != raceEnabled {
+		name += "-plain"
+	}
+	path := filepath.Join(r.dir(), "bin", name)
 	args := []string{"build", "-o", path}
-	if raceEnabled {
+	if race {
 		args = append(args, "-race")
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/pghardend")...)
@@ -55,7 +64,10 @@ func BuildBinary(ctx context.Context) (string, error) {
 	if err := os.Chmod(path, 0o755); err != nil { // whatever the umask is
 		return "", fmt.Errorf("cannot build pghardend: %w", err)
 	}
-	built.path = path
+	if built.paths == nil {
+		built.paths = map[bool]string{}
+	}
+	built.paths[race] = path
 	return path, nil
 }
 

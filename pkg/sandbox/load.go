@@ -41,10 +41,16 @@ func noNewPrivs() (bool, error) {
 // kernel would load the filter, and a setuid program could be run under it.
 //
 // The filter applies from the return of the system call on: the rest of the
-// launch must do with what the profile allows. The kernel makes an audit record of each
-// call that it denies (SECCOMP_FILTER_FLAG_LOG). Linux 4.14 (SECCOMP_RET_KILL_PROCESS and
-// that flag), with CONFIG_SECCOMP_FILTER; seccomp(2).
-func (f *Filter) Load() error {
+// launch must do with what the profile allows. Linux 4.14 (SECCOMP_RET_KILL_PROCESS),
+// with CONFIG_SECCOMP_FILTER; seccomp(2).
+func (f *Filter) Load() error { return f.load(0) }
+
+// LoadLogged is Load, and the kernel makes an audit record of each call that it
+// denies (SECCOMP_FILTER_FLAG_LOG, Linux 4.14). Without auditd these are in the
+// kernel's log, those included that the C library makes in vain each time.
+func (f *Filter) LoadLogged() error { return f.load(unix.SECCOMP_FILTER_FLAG_LOG) }
+
+func (f *Filter) load(flags uintptr) error {
 	if f == nil || len(f.prog) == 0 {
 		return fmt.Errorf("cannot load a seccomp filter: %w", errNoFilter)
 	}
@@ -56,7 +62,7 @@ func (f *Filter) Load() error {
 		return fmt.Errorf("cannot load seccomp filter %s: no_new_privs is not set on this thread: call NoNewPrivs first", f.name)
 	}
 	prog := unix.SockFprog{Len: uint16(len(f.prog)), Filter: &f.prog[0]}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_LOG, uintptr(unsafe.Pointer(&prog)))
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(f)
 	if errno != 0 {
 		return fmt.Errorf("cannot load seccomp filter %s: %w: %s", f.name, errno, loadHint(errno))
