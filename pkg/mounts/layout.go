@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Spec is what a process is to see of the file system. All paths are absolute; those
@@ -51,7 +54,7 @@ func places(ctx context.Context, paths []string) ([]string, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		place, err := filepath.EvalSymlinks(path)
+		place, err := resolve(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -64,6 +67,17 @@ func places(ctx context.Context, paths []string) ([]string, error) {
 		found = append(found, place)
 	}
 	return outermost(found), nil
+}
+
+// resolve is where a path leads. It asks nothing of what it leads to: a disk that
+// hangs and is mounted there holds nobody up.
+func resolve(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }() // nothing was written
+	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // outermost sorts paths and leaves out those below others.
@@ -120,7 +134,7 @@ func (l Layout) fault() error {
 func (l Layout) linkFault(paths []string) error {
 	var errs []error
 	for _, path := range paths {
-		place, err := filepath.EvalSymlinks(path)
+		place, err := resolve(path)
 		if err == nil && place != filepath.Clean(path) && within(place, l.sealed()) {
 			errs = append(errs, fmt.Errorf("%s is written to and leads by a symbolic link to %s, which is read-only: name that place if it is meant", path, place))
 		}
