@@ -60,11 +60,20 @@ func (d *denials) state() (s control.Denials, warnings []string) {
 	case d.why == "": // it begins
 	case d.audited:
 		s.Source = denialsAudited
-		warnings = append(warnings, "blocked executions are not told of, denied system calls by audit alone: "+d.why)
+		warnings = append(warnings, "blocked executions are not told of, denied system calls by audit alone: "+d.why+d.hint())
 	default:
 		warnings = append(warnings, "neither blocked executions nor denied system calls are told of: "+d.why)
 	}
 	return s, warnings
+}
+
+// hint is for a kernel that permits no tracing: filters make audit records only if
+// they are loaded for it.
+func (d *denials) hint() string {
+	if !d.trace {
+		return ""
+	}
+	return "; set denials.trace to false and restart services, or audit tells of killed processes only"
 }
 
 func lostText(events, children uint64) string {

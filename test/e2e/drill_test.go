@@ -180,7 +180,7 @@ func TestDrillFailsWithoutLayer(t *testing.T) {
 		{"netfilter", "A48", "A48", "tunnel-ipv4"},
 		{"rlimits", "A51", "A51", "processes"},
 		{"dac,capabilities", "A52", "A52", "root-socket"}, // Landlock is probed as one who may read the data directory
-		{"capabilities,landlock,seccomp", "A41", "A41", "setuid"},
+		{"capabilities,landlock,mounts,seccomp", "A41", "A41", "setuid"},
 		{"capabilities,seccomp,dac", "A44", "A44", "chroot"},
 	} {
 		r := s.drillReport(3, "--without", tt.without, "--rows", tt.rows)
