@@ -105,6 +105,7 @@ func compare(t *testing.T, settings map[string]string, suites ...suite) {
 	servers[0].confine(bed, func(s *testbed.Service) {
 		allow("read", input)(s)
 		allow("write", outputs[0])(s)
+		s.Mounts = map[string]any{"exec": []string{filepath.Join(input, "lib")}} // the tests' library is there
 	})
 	for _, s := range servers {
 		s.defaultSocket()
