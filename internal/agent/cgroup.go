@@ -9,6 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/launch"
@@ -178,10 +182,24 @@ func (a *Agent) addOwnCgroup(ctx context.Context, cfg config.Config, s *control.
 	}
 }
 
+// The first process of a service ends last, but its group is in use until others have
+// reaped theirs.
+const (
+	emptyPatience = 2 * time.Second
+	emptyPoll     = 20 * time.Millisecond
+)
+
 // removeCgroups removes what a stopped service leaves.
 func (a *Agent) removeCgroups(ctx context.Context, name string) {
 	if spec, ok := a.desired.Load().service(name); ok {
-		if err := launch.RemoveCgroups(ctx, spec); err != nil { // empty, it does no harm
+		_, err := backoff.Retry(ctx, func() (struct{}, error) {
+			err := launch.RemoveCgroups(ctx, spec)
+			if err != nil && !errors.Is(err, unix.EBUSY) {
+				err = backoff.Permanent(err)
+			}
+			return struct{}{}, err
+		}, backoff.WithBackOff(backoff.NewConstantBackOff(emptyPoll)), backoff.WithMaxElapsedTime(emptyPatience))
+		if err != nil { // empty, it does no harm
 			a.log.Warn("cannot remove the control group of a stopped service", "service", name, "error", err)
 		}
 	}

@@ -210,7 +210,8 @@ func launchSpec(ctx context.Context, cfg config.Config, service string, extra []
 		spec.Command = slices.Concat(spec.Command, []string{"-c", "jit_provider=" + noProvider})
 	}
 	if len(extra) > 0 && extra[0] == "-C" {
-		return spec, nil // a question of ours, no launch
+		spec.Cgroup.Mode = launch.CgroupOff // a question of ours, no launch
+		return spec, nil
 	}
 	chosen, wanted := chooseFeatures(cfg, svc, facts)
 	// Like that of Landlock: without it the service is as confined as with it.

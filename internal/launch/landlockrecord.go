@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,6 +76,9 @@ func outdated(ctx context.Context, path string) bool {
 	if err != nil {
 		return errors.Is(err, ErrVanished)
 	}
+	if zombie, err := isZombie(pid); err == nil && zombie {
+		return true
+	}
 	r, err := readRecordFile(path)
 	return err == nil && r.processID != alive
 }
@@ -101,6 +105,16 @@ func identify(ctx context.Context, pid int) (processID, error) {
 	}
 	start, err := parseStart(string(stat))
 	return processID{PID: pid, Start: start, Boot: strings.TrimSpace(string(boot))}, err
+}
+
+// isZombie says whether a process is only waiting for somebody to reap it.
+func isZombie(pid int) (bool, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return len(fields) > 0 && fields[0] == "Z", nil
 }
 
 // parseStart takes the start time from the text of /proc/PID/stat; see parseParent.

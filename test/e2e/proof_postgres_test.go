@@ -343,6 +343,7 @@ func TestVerifyTwinBeforeTheDaemon(t *testing.T) {
 	s.configure(withoutLandlock)
 	other, err := s.bed.NewCluster(s.ctx, testbed.ClusterSpec{Port: 5433})
 	must(t, err)
+	must(t, os.MkdirAll(filepath.Join(s.agent.Dir, "state"), 0o700)) // as a package does: what is not there cannot be hidden
 	cmd := s.agent.Command(s.ctx, "exec", "--service", "postgres", "--", "-D", other.Data)
 	out, err := os.Create(filepath.Join(s.node.RunDir(), "twin.log"))
 	must(t, err)
