@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/pkg/sandbox"
+	"github.com/pghardend/pghardend/policies"
 )
 
 // proofVariable makes the test binary play a process to look at: a proofRole as JSON.
@@ -157,6 +158,12 @@ func allowing(n int) []unix.SockFilter {
 func proofProfile(t *testing.T, with ...string) (sandbox.Profile, *sandbox.Filter, []unix.SockFilter) {
 	t.Helper()
 	profile, err := sandbox.ParseProfile("postgres", []byte(launchProfile(t, nil, with)))
+	must(t, err)
+	text, err := policies.FS.ReadFile("seccomp/features/helpers.json")
+	must(t, err)
+	helpers, err := sandbox.ParseFeature("helpers", text)
+	must(t, err)
+	profile, err = profile.With(helpers)
 	must(t, err)
 	filter, err := sandbox.Compile(profile)
 	must(t, err)
