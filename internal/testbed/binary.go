@@ -47,11 +47,8 @@ func build(ctx context.Context, race bool) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot build pghardend: %w", err)
 	}
-	name := "pghardend"
-	if race != raceEnabled {
-		name += "-plain"
-	}
-	path := filepath.Join(r.dir(), "bin", name)
+	names := map[bool]string{raceEnabled: "pghardend", !raceEnabled: "pghardend-plain"}
+	path := filepath.Join(r.dir(), "bin", names[race])
 	args := []string{"build", "-o", path}
 	if race {
 		args = append(args, "-race")
