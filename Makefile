@@ -89,7 +89,7 @@ $(GOLANGCI):
 fuzz: deps-build ## every fuzz target for FUZZTIME (20s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
-bench: root deps ## what it costs, measured in namespaces (as root, 12 minutes); PART=window picks: start, members, change, window, idle, storm
+bench: root deps ## what it costs, measured in namespaces (as root, 17 minutes); PART=window picks: start, members, change, window, idle, storm, pgbench, filter, launch
 	@$(GO) run ./test/bench $(PART)
 
 demo: root deps build ## five VMs and their neighbours: who reaches whom, a reverse shell, a flush (as root); KEEP=1 keeps them
