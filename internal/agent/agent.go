@@ -210,6 +210,7 @@ func (a *Agent) settleDown(ctx context.Context) error {
 // as it is, since only an operator may end a database.
 func (a *Agent) accept(d Desired) {
 	a.desired.Store(&d)
+	a.complain.accepted()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, svc := range d.Config.Services {

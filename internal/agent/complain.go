@@ -28,6 +28,7 @@ const complainRetry = time.Minute
 type complainWatch struct {
 	agent *Agent
 	log   *slog.Logger
+	moved chan struct{} // holds a token while a configuration has not been looked at
 
 	mu    sync.Mutex
 	heard map[string]*complaints // by service
@@ -42,7 +43,15 @@ type complaints struct {
 }
 
 func newComplainWatch(a *Agent) *complainWatch {
-	return &complainWatch{agent: a, log: a.log, heard: map[string]*complaints{}}
+	return &complainWatch{agent: a, log: a.log, moved: make(chan struct{}, 1), heard: map[string]*complaints{}}
+}
+
+// accepted tells of a new configuration. It never blocks.
+func (w *complainWatch) accepted() {
+	select {
+	case w.moved <- struct{}{}:
+	default:
+	}
 }
 
 // run follows the configuration until ctx is done: one recorder for each service
@@ -51,8 +60,6 @@ func (w *complainWatch) run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	running := map[string]context.CancelFunc{}
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
 	for {
 		d := w.agent.desired.Load()
 		for _, spec := range d.Services {
@@ -68,13 +75,18 @@ func (w *complainWatch) run(ctx context.Context) error {
 				delete(running, spec.Service)
 			}
 		}
+		var tick <-chan time.Time // none wakes up a daemon without such a service
+		if len(running) > 0 {
+			tick = time.After(time.Second)
+		}
 		select {
 		case <-ctx.Done():
 			for _, cancel := range running {
 				cancel()
 			}
 			return nil
-		case <-ticker.C:
+		case <-w.moved:
+		case <-tick:
 		}
 	}
 }
