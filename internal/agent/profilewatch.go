@@ -81,9 +81,8 @@ func addProfile(ctx context.Context, cfg config.Config, state supervise.Status, 
 			s.Layers[i].Detail += fmt.Sprintf("; launched with the profile %s and %s", svc.Profile, names)
 		}
 	}
-	if gone, missing := profileDrift(svc, r); len(gone)+len(missing) > 0 {
-		s.Reasons = append(s.Reasons, fmt.Sprintf("service %s: it was started with %s in its seccomp profile; the configuration now asks for %s more and for %s less: restart it",
-			state.Name, names, featureList(missing), featureList(gone)))
+	if problem := featureProblem(svc, r); problem != "" {
+		s.Reasons = append(s.Reasons, problem)
 	}
 	for _, w := range r.Wanted {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("service %s: %s; if it shall, see the feature %s in the documentation of services.%s.features",
@@ -109,6 +108,16 @@ func profileDrift(svc config.Service, r launch.ProfileRecord) (gone, missing []s
 		}
 	}
 	return gone, without(named, r.Names())
+}
+
+// featureProblem is profileDrift for people; "" if there is none.
+func featureProblem(svc config.Service, r launch.ProfileRecord) string {
+	gone, missing := profileDrift(svc, r)
+	if len(gone)+len(missing) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("service %s: it was started with %s in its seccomp profile; the configuration now asks for %s more and for %s less: restart it",
+		svc.Name, featureList(r.Names()), featureList(missing), featureList(gone))
 }
 
 func featureList(names []string) string {

@@ -60,11 +60,7 @@ func asLaunched(ctx context.Context, cfg config.Config, svc config.Service, spec
 		return spec, fmt.Sprintf("service %s: it was started with features of another version: %v: restart it", svc.Name, err)
 	}
 	spec.Seccomp = p
-	if gone, missing := profileDrift(svc, r); len(gone)+len(missing) > 0 {
-		problem = fmt.Sprintf("service %s: it was started with %s in its seccomp profile; the configuration now asks for %s more and for %s less: restart it",
-			svc.Name, featureList(r.Names()), featureList(missing), featureList(gone))
-	}
-	return spec, problem
+	return spec, featureProblem(svc, r)
 }
 
 func wanted(asked, service string) bool { return asked == "" || asked == service }

@@ -80,14 +80,14 @@ func benchFilter(ctx context.Context, out io.Writer, _ *testbed.Host) error {
 			for i := range all {
 				more = append(more, all[i]-none[i])
 			}
-			fmt.Fprintf(w, "\t%.0f ns (%+.0f)", median1(all), median1(more))
+			fmt.Fprintf(w, "\t%.0f ns (%+.0f)", medianOf(all), medianOf(more))
 		}
 		fmt.Fprint(w, "\t\n")
 	}
 	return w.Flush()
 }
 
-func median1(all []float64) float64 { return slices.Sorted(slices.Values(all))[len(all)/2] }
+func medianOf(all []float64) float64 { return slices.Sorted(slices.Values(all))[len(all)/2] }
 
 // start loads the filter on a thread that stays: what Go does when a thread ends is more than the filters allow.
 func (c *contender) start() error {

@@ -34,12 +34,12 @@ func benchLaunch(ctx context.Context, out io.Writer, h *testbed.Host) error {
 	}
 	var bare, confined []float64
 	for range launches {
-		took, err := timed1(func() error { return h.CommandAs(ctx, u, launched).Run() })
+		took, err := milliseconds(func() error { return h.CommandAs(ctx, u, launched).Run() })
 		if err != nil {
 			return fmt.Errorf("without confinement: %w", err)
 		}
 		bare = append(bare, took)
-		took, err = timed1(func() error {
+		took, err = milliseconds(func() error {
 			r, err := a.CLI(ctx, "exec", "--service", "probe")
 			if err == nil && r.Code != 0 {
 				err = fmt.Errorf("exit code %d: %s", r.Code, r.Stderr)
@@ -52,12 +52,12 @@ func benchLaunch(ctx context.Context, out io.Writer, h *testbed.Host) error {
 		confined = append(confined, took)
 	}
 	_, err = fmt.Fprintf(out, "%s, from the start to its end, median of %d: %.1f ms by exec --service, %.1f ms bare: %.1f ms more\n",
-		launched, launches, median1(confined), median1(bare), median1(confined)-median1(bare))
+		launched, launches, medianOf(confined), medianOf(bare), medianOf(confined)-medianOf(bare))
 	return err
 }
 
-// timed1 is in milliseconds.
-func timed1(f func() error) (float64, error) {
+// milliseconds is how long f took.
+func milliseconds(f func() error) (float64, error) {
 	began := time.Now()
 	err := f()
 	return float64(time.Since(began).Microseconds()) / 1000, err
