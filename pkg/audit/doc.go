@@ -1,6 +1,6 @@
-// Package audit reads the two kinds of records that matter here from the
-// kernel's audit stream: changes of the netfilter configuration, and syscalls
-// that a seccomp filter denied.
+// Package audit reads the three kinds of records that matter here from the
+// kernel's audit stream: changes of the netfilter configuration, syscalls
+// that a seccomp filter denied, and decisions of SELinux's.
 //
 // # API
 //
@@ -11,7 +11,7 @@
 //
 // The stream is the multicast group that the kernel has for readers beside
 // auditd: nothing is taken away from auditd, and nothing of the audit system is
-// changed. A socket filter lets only the two kinds through, so that a host that
+// changed. A socket filter lets only these kinds through, so that a host that
 // audits every execve does not wake us.
 //
 // NETFILTER_CFG records come only while auditing is on (auditctl -s says
@@ -20,6 +20,9 @@
 // kernel/seccomp.c, seccomp_log) for actions that kill, and for an error if the
 // filter was loaded with SECCOMP_FILTER_FLAG_LOG and the sysctl
 // kernel.seccomp.actions_logged names errno, as it does by default.
+//
+// AVC records need no more than SECCOMP ones. What the policy grants makes one only
+// where the policy says auditallow.
 //
 // The kernel sends to the first network namespace alone (kernel/audit.c,
 // kauditd_send_multicast_skb): elsewhere a Watcher opens and hears nothing.

@@ -49,10 +49,11 @@ type Denial struct {
 	Action  string // one of those above, else the kernel's number
 }
 
-// Record is one of the two; the other is nil.
+// Record is one of the three; the others are nil.
 type Record struct {
 	Change *Change
 	Denial *Denial
+	AVC    *AVC
 }
 
 // Types of records, linux/audit.h.
@@ -62,9 +63,9 @@ const (
 )
 
 // Parse reads a record of the given type as the kernel sends it. ok is false
-// for types other than the two.
+// for other types than the three.
 func Parse(typ uint16, text []byte) (r Record, ok bool, err error) {
-	if typ != TypeNetfilter && typ != TypeSeccomp {
+	if typ != TypeNetfilter && typ != TypeSeccomp && typ != TypeAVC {
 		return Record{}, false, nil
 	}
 	msg, err := auparse.Parse(auparse.AuditMessageType(typ), strings.TrimRight(string(text), "\x00"))
@@ -77,9 +78,12 @@ func Parse(typ uint16, text []byte) (r Record, ok bool, err error) {
 			f.values[key] = value
 		}
 	}
-	if typ == TypeNetfilter {
+	switch typ {
+	case TypeNetfilter:
 		r.Change, err = f.change(msg.Timestamp)
-	} else {
+	case TypeAVC:
+		r.AVC, err = f.avc(msg.Timestamp)
+	default:
 		r.Denial, err = f.denial(msg.Timestamp)
 	}
 	if err != nil {

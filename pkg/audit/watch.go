@@ -77,12 +77,13 @@ func (w *Watcher) join() (err error) {
 	return err
 }
 
-// recordFilter lets the two types through.
+// recordFilter lets the three types through.
 func recordFilter() ([]bpf.RawInstruction, error) {
 	return bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 4, Size: 2}, // nlmsg_type
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: wire(TypeNetfilter), SkipTrue: 1},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: wire(TypeSeccomp), SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: wire(TypeNetfilter), SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: wire(TypeSeccomp), SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: wire(TypeAVC), SkipTrue: 1},
 		bpf.RetConstant{Val: 1 << 16},
 		bpf.RetConstant{Val: 0},
 	})
@@ -158,6 +159,9 @@ func (r Record) receivedAt(now time.Time) {
 	}
 	if r.Denial != nil {
 		r.Denial.At = now
+	}
+	if r.AVC != nil {
+		r.AVC.At = now
 	}
 }
 

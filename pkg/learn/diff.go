@@ -46,12 +46,12 @@ func Diff(r Recording, j Judge) Difference {
 		}
 		for _, p := range use.Bind {
 			if !j.Port(p, true) {
-				missing(fmt.Sprintf("landlock: bind to port %d", p))
+				missing(fmt.Sprintf("landlock: bind to port %d, if that was TCP", p))
 			}
 		}
 		for _, p := range use.Connect {
 			if !j.Port(p, false) {
-				missing(fmt.Sprintf("landlock: connect to port %d", p))
+				missing(fmt.Sprintf("landlock: connect to port %d, if that was TCP", p))
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -17,9 +18,9 @@ import (
 const MaxSize = 16 << 20
 
 var (
-	runID    = regexp.MustCompile(`^[0-9a-f]{16}$`)
-	callName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,63}$`)
-	useName  = regexp.MustCompile(`^[a-z][a-zA-Z0-9 ._+-]{0,63}$`)
+	runID    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{16}$`) })
+	callName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z_][a-z0-9_]{0,63}$`) })
+	useName  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-zA-Z0-9 ._+-]{0,63}$`) })
 )
 
 // Parse reads a recording strictly: keys must be known, spelt exactly and not
@@ -138,22 +139,22 @@ func check(data []byte, r Recording) error {
 		return bad(r.Format, "format is %q, not %q", r.Format, Format)
 	case r.Version != Version:
 		return bad("version", "version %d is not one that this program reads (%d)", r.Version, Version)
-	case !useName.MatchString(r.Service):
+	case !useName().MatchString(r.Service):
 		return bad(r.Service, "service %q is not a name", r.Service)
 	case r.Architecture != "amd64" && r.Architecture != "arm64":
 		return bad(r.Architecture, "architecture %q is neither amd64 nor arm64", r.Architecture)
 	}
 	for _, x := range r.Runs {
-		if _, err := time.Parse(time.RFC3339, x.Started); err != nil || !runID.MatchString(x.ID) {
+		if _, err := time.Parse(time.RFC3339, x.Started); err != nil || !runID().MatchString(x.ID) {
 			return bad(x.ID, "run %q has no id of 16 hexadecimal digits, or no time", x.ID)
 		}
 	}
 	for name, use := range r.Processes {
-		if !useName.MatchString(name) {
+		if !useName().MatchString(name) {
 			return bad(name, "%q is not a type of process", name)
 		}
 		for _, c := range use.Calls {
-			if !callName.MatchString(c.Name) || len(c.Args) > 3 {
+			if !callName().MatchString(c.Name) || len(c.Args) > 3 {
 				return bad(c.Name, "%q is not a system call with at most 3 arguments", c.Name)
 			}
 		}

@@ -94,12 +94,18 @@ func TestTrackerByTypeOfProcess(t *testing.T) {
 	var acts []Act
 	var forgotten []uint32
 	tr := &Tracker{
-		subject: Subject{Command: []string{"/bin/pg", "-D", "/data"}, DataDir: "/data", Name: func(n int) string { return names[n] }},
+		subject: Subject{Command: []string{"/bin/pg", "-D", "/data"}, DataDir: "/data", Question: "-C", Name: func(n int) string { return names[n] }},
 		runs:    map[uint64]*run{}, uses: map[string]Use{}, places: places{},
 		forget: func(pid uint32) { forgotten = append(forgotten, pid) }, act: func(a Act) { acts = append(acts, a) },
 	}
 	line := func(words ...string) string { return strings.Join(words, "\x00") + "\x00" }
-	ours, other := line("/bin/pg", "-D", "/data", "-C", "port"), line("/bin/pg", "-D", "/database")
+	ours, question, other := line("/bin/pg", "-D", "/data", "-c", "port=1"), line("/bin/pg", "-D", "/data", "-C", "port"), line("/bin/pg", "-D", "/database")
+	// What a question does counts as the service's; that it was started meanwhile does not follow.
+	tr.Take(report(kindExec, 8, 0, question, 0, uint64(len(question))))
+	if tr.Started() || len(tr.runs) != 1 {
+		t.Errorf("after a question: started %v, %d runs", tr.Started(), len(tr.runs))
+	}
+	tr.Take(report(kindExit, 8, 0, ""))
 	sin := string(binary.NativeEndian.AppendUint16(nil, unix.AF_INET)) + "\x15\x38\x7f\x00\x00\x01"
 	for _, r := range []Report{
 		report(kindExec, 1, 0, ours, 0, uint64(len(ours))),

@@ -29,7 +29,9 @@ const unnamed = "number_"
 type Subject struct {
 	Command []string // its program and the arguments that it is started with at least
 	DataDir string   // "" for none
-	Name    func(number int) string
+	// Question is the argument behind Command with which the program answers and ends; "" for none.
+	Question string
+	Name     func(number int) string
 }
 
 // Tracker makes sense of reports. It is used by one goroutine.
@@ -118,11 +120,12 @@ func (t *Tracker) fork(r Report) {
 
 func (t *Tracker) exec(r Report) {
 	if r.args[0] == 0 {
-		if !t.ours(r) {
+		ours, starts := t.ours(r)
+		if !ours {
 			t.forget(r.pid)
 			return
 		}
-		t.started = true
+		t.started = t.started || starts
 		x := &run{pid: int(r.pid), first: true, exe: t.subject.Command[0], cwd: t.subject.DataDir, use: newUse(), seen: map[string]bool{}}
 		t.runs[r.run] = x
 		t.file(x, Execute, t.places.file(x.exe))
@@ -145,15 +148,17 @@ func (t *Tracker) exec(r Report) {
 }
 
 // ours compares the command line, as far as it was read, with what the service
-// is started with.
-func (t *Tracker) ours(r Report) bool {
+// is started with. One with a question runs its program, but does not start it.
+func (t *Tracker) ours(r Report) (ours, starts bool) {
 	size := min(r.args[1], uint64(len(r.data)))
 	line := string(r.data[:size])
 	want := strings.Join(t.subject.Command, "\x00") + "\x00"
 	if size == dataSize && len(want) > len(line) {
 		want = want[:len(line)]
 	}
-	return size > 0 && strings.HasPrefix(line, want)
+	more, ours := strings.CutPrefix(line, want)
+	asks := t.subject.Question != "" && slices.Contains(strings.Split(more, "\x00"), t.subject.Question)
+	return size > 0 && ours, !asks
 }
 
 func (t *Tracker) call(x *run, r Report) {

@@ -28,6 +28,8 @@ type Denials struct {
 	counts  *ebpf.Map
 	events  *ebpf.Map
 	exit    link.Link
+	move    link.Link // nil: of moves nobody is told
+	unmoved error     // why
 	reader  *ringbuf.Reader
 	record  ringbuf.Record
 }
@@ -66,9 +68,15 @@ func (d *Denials) open() error {
 		return err
 	}
 	m := maps{members: d.members.tasks.FD(), counts: d.counts.FD(), events: d.events.FD(), lost: d.members.losses.FD()}
-	d.exit, err = attach(exitProgram(m, l))
-	return err
+	if d.exit, err = attach(exitProgram(m, l)); err != nil {
+		return err
+	}
+	d.move, d.unmoved = attach(moveProgram(m, l))
+	return nil
 }
+
+// Moves is why nobody is told of moves, or nil.
+func (d *Denials) Moves() error { return d.unmoved }
 
 // Next waits for the next event. Once ctx has ended, or after Close, it is ErrClosed.
 func (d *Denials) Next(ctx context.Context) (Event, error) {
@@ -122,8 +130,10 @@ func parseCount(key [keySize]byte, value [valueSize]byte) Count {
 // Close ends it. The Members stay.
 func (d *Denials) Close() error {
 	var errs []error
-	if d.exit != nil {
-		errs = append(errs, d.exit.Close())
+	for _, l := range []link.Link{d.exit, d.move} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
 	if d.reader != nil {
 		errs = append(errs, d.reader.Close())

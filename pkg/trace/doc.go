@@ -1,6 +1,7 @@
 // Package trace hears of what the kernel denies to the processes of services:
 // system calls that a seccomp filter refused, and programs that could not be
-// executed. It needs neither auditd nor auditing.
+// executed. It needs neither auditd nor auditing. Beside it, it hears of processes of
+// services that are moved to another control group.
 //
 // # API
 //
@@ -31,7 +32,13 @@
 // While nothing is denied nothing wakes up.
 //
 // What is reported of an execution is the path alone: arguments may hold passwords.
-// It is read from the process's memory when the call has failed. Another thread may have changed it.
+// It is read from the process's memory when the call has failed, and another thread may
+// have changed it by then: a compromised process can name any path. That
+// something was blocked, and who tried, it cannot forge.
+//
+// A move between control groups is an event of its own (cgroup_attach_task), with who made it.
+// Files of control groups tell nobody: cgroup.procs has no notification, and cgroup.events of version 2
+// changes only when a group becomes empty.
 //
 // Needed: Linux 5.12 with BTF (CONFIG_DEBUG_INFO_BTF), CAP_BPF and CAP_PERFMON, and
 // no lockdown for confidentiality. Otherwise the error is an [*UnsupportedError].

@@ -14,6 +14,7 @@ type Kind uint32
 const (
 	KindSyscall Kind = 1 // answered with EPERM or ENOSYS
 	KindExec    Kind = 2 // could not be executed
+	KindMove    Kind = 3 // moved to another control group; no denial
 )
 
 // Bursts are how many denials of one kind are reported in a second, at most; all are
@@ -28,19 +29,22 @@ const (
 // maxPath is how much of a path is reported, in bytes, with the end's NUL.
 const maxPath = 256
 
-// Event is one denial.
+// Event is one denial, or a move. Who is told of is who was denied it, or who moved another.
 type Event struct {
 	Kind    Kind
 	Service uint32        // as Members.Follow was told
-	Number  int           // of the call; -1: none that a kernel has, or a 32-bit program's. Of an execution 0
+	Number  int           // of the call; -1: none that a kernel has, or a 32-bit program's. Of an execution 0; of a move the pid of who was moved
 	Errno   syscall.Errno // what the caller got
 	PID     int           // of the process, as the first pid namespace counts
 	Parent  int
 	UID     int    // the real one
 	Command string // its name, at most 15 bytes, of any content
 	Of      string // the parent's name, likewise
-	Path    string // as it was given; empty if it could not be read: may be relative, or cut at 255 bytes. Of any content
-	Count   uint64 // of this kind, this one included
+	// Path is what the process had in its memory when the call had failed, so a claim of its own: another
+	// thread may have put another there since. Empty if it could not be read; may be relative, or cut at 255
+	// bytes. Of any content.
+	Path  string
+	Count uint64 // of this kind, this one included
 }
 
 // Where the fields of an event are in the ring buffer's record, in bytes.
@@ -85,7 +89,7 @@ func parseEvent(b []byte) (Event, error) {
 	switch e.Kind {
 	case KindExec:
 		e.Path = text(offPath, maxPath)
-	case KindSyscall:
+	case KindSyscall, KindMove:
 	default:
 		return Event{}, fmt.Errorf("cannot read an event of kind %d", e.Kind)
 	}

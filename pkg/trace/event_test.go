@@ -36,12 +36,15 @@ func TestParseEvent(t *testing.T) {
 	if got, err := parseEvent(wire(KindSyscall, "\x00rubbish")); err != nil || got.Path != "" || got.Kind != KindSyscall {
 		t.Errorf("%+v, %v", got, err)
 	}
+	if got, err := parseEvent(wire(KindMove, "\x00rubbish")); err != nil || got.Path != "" || got.Kind != KindMove || got.Number != 101 {
+		t.Errorf("%+v, %v", got, err)
+	}
 	b := wire(KindSyscall, "")
 	binary.NativeEndian.PutUint32(b[offNumber:], noNumber)
 	if got, err := parseEvent(b); err != nil || got.Number != -1 {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for name, b := range map[string][]byte{"short": b[:eventSize-1], "empty": nil, "kind": wire(3, "")} {
+	for name, b := range map[string][]byte{"short": b[:eventSize-1], "empty": nil, "kind": wire(4, "")} {
 		if e, err := parseEvent(b); err == nil {
 			t.Errorf("%s: %+v", name, e)
 		}
@@ -78,7 +81,7 @@ func TestParseCount(t *testing.T) {
 // The programs can be assembled: every label is there, once.
 func TestProgramsAssemble(t *testing.T) {
 	m, l := maps{3, 4, 5, 6}, layout{compat: 16}
-	for _, spec := range []*ebpf.ProgramSpec{exitProgram(m, l), exitProgram(m, layout{compat: -1}), forkProgram(3, 6), execProgram(3, 7, 6, l)} {
+	for _, spec := range []*ebpf.ProgramSpec{exitProgram(m, l), exitProgram(m, layout{compat: -1}), forkProgram(3, 6), moveProgram(m, l), execProgram(3, 7, 6, l)} {
 		var out bytes.Buffer
 		instructions := append(spec.Instructions[:0:0], spec.Instructions...)
 		if err := instructions.Marshal(&out, binary.LittleEndian); err != nil {

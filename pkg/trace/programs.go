@@ -55,9 +55,9 @@ const (
 
 const end = "end"
 
-func tracing(name, hook string, at ebpf.AttachType, body asm.Instructions) *ebpf.ProgramSpec {
+func tracing(name, hook string, body asm.Instructions) *ebpf.ProgramSpec {
 	return &ebpf.ProgramSpec{
-		Name: name, Type: ebpf.Tracing, AttachType: at, AttachTo: hook, License: "GPL",
+		Name: name, Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: hook, License: "GPL",
 		Instructions: append(body, asm.Mov.Imm(asm.R0, 0).WithSymbol(end), asm.Return()),
 	}
 }
@@ -76,7 +76,7 @@ func forkProgram(members, lost int) *ebpf.ProgramSpec {
 		asm.StoreMem(asm.RFP, stackNew, asm.R1, asm.Word),
 	}
 	body = append(body, join(members)...)
-	return tracing("pgh_fork", hookFork, ebpf.AttachTraceRawTp, append(body, lose(lost, lostMembers)...))
+	return tracing("pgh_fork", hookFork, append(body, lose(lost, lostMembers)...))
 }
 
 // A seed is the service of a process whose threads are not all members, and when that
@@ -112,7 +112,7 @@ func execProgram(members, seeds, lost int, l layout) *ebpf.ProgramSpec {
 		asm.JGT.Reg(asm.R0, asm.R1, end), // the pid may be another's
 	}
 	body = append(body, join(members)...)
-	return tracing("pgh_exec", hookExec, ebpf.AttachTraceRawTp, append(body, lose(lost, lostMembers)...))
+	return tracing("pgh_exec", hookExec, append(body, lose(lost, lostMembers)...))
 }
 
 // join has rTask belong to the service on the stack, which ends the program.
@@ -195,7 +195,7 @@ func exitProgram(m maps, l layout) *ebpf.ProgramSpec {
 		asm.Mov.Imm(asm.R2, 0),
 		asm.FnRingbufSubmit.Call(),
 	)
-	return tracing("pgh_exit", hookExit, ebpf.AttachTraceRawTp, body)
+	return tracing("pgh_exit", hookExit, body)
 }
 
 // executeCheck is AT_EXECVE_CHECK, Linux 6.14: a question, and no execution. The
