@@ -72,11 +72,17 @@ type CgroupSight struct {
 	Own         map[string]string // the process's groups, by controller; "" is version 2
 
 	Systemd   bool   // it manages this machine
+	Weighing  bool   // some disk's scheduler goes by weights
 	Delegated string // the nearest group, from the process's own up, that systemd has delegated; "" for none
 }
 
 // controllers are those of version 2 that settings are of.
 var controllers = []string{"cpu", "io", "memory", "pids"}
+
+// noWeights: the kernel takes a weight for any disk, and goes by it only where something
+// schedules by weights (Documentation/block/bfq-iosched.rst, cgroup-v2.rst on io.cost.qos). Of a disk that comes later
+// the next launch knows.
+const noWeights = "no disk goes by weights: choose bfq in /sys/block/DISK/queue/scheduler, or switch on io.cost.qos, and restart the service"
 
 // nesting is the weight of the group around ours where no service manager made
 // one: ten processes' worth, since one more level must not leave the services with
@@ -97,6 +103,10 @@ func PlanCgroup(want Cgroup, sight CgroupSight, name, member string) CgroupPlan 
 			for _, s := range wanted {
 				p.Missing = append(p.Missing, CgroupMissing{s.Name, reason})
 			}
+			continue
+		}
+		if controller == "io" && !sight.Weighing {
+			p.Missing = append(p.Missing, CgroupMissing{"io_weight", noWeights})
 			continue
 		}
 		group.Settings = want.settings(group.Version, controller)

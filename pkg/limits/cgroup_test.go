@@ -32,7 +32,7 @@ func mustSight(t *testing.T, mounts, own, controllers string) CgroupSight {
 	if s.Own, err = ParseCgroupMembership(own); err != nil {
 		t.Fatal(err)
 	}
-	s.Controllers = strings.Fields(controllers)
+	s.Controllers, s.Weighing = strings.Fields(controllers), true
 	return s
 }
 
@@ -59,11 +59,17 @@ func TestPlanCgroup(t *testing.T) {
 	const unit = "/system.slice/pghardend.service"
 	v2 := mustSight(t, mountsV2, "0::"+unit+"/agent\n", "cpuset cpu io memory pids")
 	v1 := mustSight(t, mountsV1, "12:pids:/\n7:cpu,cpuacct:/\n5:memory:/box\n1:name=systemd:/\n0::/\n", "")
+	idle := v2
+	idle.Weighing = false
 	const all = "  cpu.weight 100\n  io.weight default 100\n  memory.high 1073741824\n  memory.max 2147483648\n  pids.max 300\n"
 	for name, c := range map[string]struct {
 		sight CgroupSight
 		want  string
 	}{
+		// The kernel would take the weight and do nothing with it.
+		"v2, no disk with weights": {systemd(idle, unit),
+			"v2 /sys/fs/cgroup" + unit + "/pghardend/service.pg base /sys/fs/cgroup" + unit + "\n" +
+				"  cpu.weight 100\n  memory.high 1073741824\n  memory.max 2147483648\n  pids.max 300\nno io_weight: " + noWeights + "\n"},
 		"v2, delegated": {systemd(v2, unit),
 			"v2 /sys/fs/cgroup" + unit + "/pghardend/service.pg base /sys/fs/cgroup" + unit + "\n" + all},
 		// The agent has moved itself; its groups are where they were.

@@ -51,6 +51,7 @@ func lookCgroups(ctx context.Context, fs cgroupFiles, pid int) (CgroupSight, err
 		return fail(gone(err))
 	}
 	s.dropHidden(fs)
+	s.Weighing = weighing(fs, s)
 	// sd_booted(3)
 	if _, err := fs.children("/run/systemd/system"); err == nil {
 		s.Systemd = true

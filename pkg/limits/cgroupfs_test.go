@@ -25,6 +25,8 @@ type fakeV2 struct {
 	of      map[int]string        // the group of a process
 	refused map[string]error      // by file, what a write answers
 	deaf    bool                  // writes have no effect
+	disk    string                // the schedulers of the only one
+	cost    string                // io.cost.qos
 }
 
 type fakeGroup struct {
@@ -79,6 +81,10 @@ func (f *fakeV2) read(path string) (string, error) {
 	switch {
 	case path == "/proc/self/mountinfo":
 		return mountsV2, nil
+	case path == "/sys/block/vda/queue/scheduler":
+		return f.disk + "\n", nil
+	case path == fakeRoot+"/io.cost.qos":
+		return f.cost + "\n", nil
 	case strings.HasPrefix(path, "/proc/"):
 		pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
 		group, ok := f.of[pid]
@@ -178,6 +184,9 @@ func (f *fakeV2) rmdir(path string) error {
 func (f *fakeV2) children(path string) ([]string, error) {
 	if path == "/run/systemd/system" && f.systemd {
 		return nil, nil
+	}
+	if path == "/sys/block" {
+		return []string{"vda"}, nil
 	}
 	return nil, os.ErrNotExist
 }
@@ -332,5 +341,25 @@ func TestCgroupRefused(t *testing.T) {
 func TestDefaultTasks(t *testing.T) {
 	if n, err := DefaultTasks(context.Background()); err != nil || n < 100 || n > 4<<20 {
 		t.Errorf("%d %v", n, err)
+	}
+}
+
+// A weight is asked for only where something goes by it.
+func TestLookCgroupsWeighing(t *testing.T) {
+	for _, c := range []struct {
+		disk, cost string
+		want       bool
+	}{
+		{"none [mq-deadline] kyber bfq", "", false},
+		{"none mq-deadline kyber [bfq]", "", true},
+		{"[none]", "8:0 enable=0 ctrl=auto", false},
+		{"[none]", "8:0 enable=0 ctrl=auto\n8:16 enable=1 ctrl=user", true},
+	} {
+		f := newFakeV2(t)
+		f.disk, f.cost, f.of[7] = c.disk, c.cost, "/"
+		s, err := lookCgroups(t.Context(), f, 7)
+		if err != nil || s.Weighing != c.want {
+			t.Errorf("%q, %q: %v %v", c.disk, c.cost, s.Weighing, err)
+		}
 	}
 }

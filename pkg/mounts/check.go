@@ -21,6 +21,9 @@ type Result struct {
 func (l Layout) Check(t Table) []Result {
 	exec := append(l.lacking(t, unix.MOUNT_ATTR_NOEXEC), l.uncovered(t)...)
 	writable := append(l.lacking(t, unix.MOUNT_ATTR_RDONLY), l.unsealed(t)...)
+	if l.unit {
+		return l.checkUnit(t, exec, writable)
+	}
 	out := []Result{
 		result("noexec", "everywhere but "+l.ExecText(), "executable: ", exec),
 		result("nosuid", "everywhere", "not on ", l.lacking(t, unix.MOUNT_ATTR_NOSUID)),
@@ -64,7 +67,7 @@ func (l Layout) unsealed(t Table) []string {
 func (l Layout) visible(t Table) []string {
 	return slices.DeleteFunc(slices.Clone(l.hide), func(place string) bool {
 		m, ok := t.At(place)
-		return ok && m.Point == place && m.Source == hiddenSource && m.Has("ro")
+		return ok && m.Point == place && m.Has("ro") && (m.Source == hiddenSource || l.unit && m.Root == systemdHidden)
 	})
 }
 
@@ -82,6 +85,9 @@ func (l Layout) lacks(m Mount) uint64 {
 	}
 	if within(m.Point, l.readOnly) && !written && !m.Has("ro") {
 		flags |= unix.MOUNT_ATTR_RDONLY
+	}
+	if l.unit {
+		return flags
 	}
 	if !m.Has("nosuid") {
 		flags |= unix.MOUNT_ATTR_NOSUID

@@ -29,7 +29,12 @@
 //
 // Mounts are slaves of the host's: what the host mounts or unmounts later does so
 // here as well, if the host's mounts are shared, as systemd has them. A mount
-// that arrives that way has the flags that it has there; Check finds it. Nothing
+// that arrives that way has the flags that it has there; Check finds it. The kernel has no way
+// to have them arrive with others, and private mounts are no way out: a disk for a tablespace
+// that the host mounts below the data directory while the server runs would not be seen, and the
+// server would write beside it; what the host unmounts would stay in use here. Whoever is to gain by
+// the moment until flags are added has to find something that he can write to on what arrived: that
+// is below what the service writes to, where such disks belong. Nothing
 // that happens here reaches the host. The kernel frees the namespace with its
 // last process, so nothing is stacked and nothing has to be undone.
 //

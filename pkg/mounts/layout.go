@@ -16,7 +16,7 @@ import (
 // Spec is what a process is to see of the file system. All paths are absolute; those
 // that do not exist are passed over, so that one list fits many machines.
 type Spec struct {
-	Exec     []string // files, or directories with all below: may be executed and mapped as code, and are read-only
+	Exec     []string // files, or directories with all below: may be executed and mapped as code, and are read-only; patterns as of filepath.Match
 	ReadOnly []string // as well, and not executable
 	Write    []string // stay writable, also below one of the above
 	Devices  []string // device nodes that can be opened
@@ -27,17 +27,22 @@ type Spec struct {
 // below another of the same kind.
 type Layout struct {
 	exec, readOnly, write, devices, hide []string
+
+	unit bool // see OfUnit
 }
 
 // Resolve finds the places. Errors are paths that contradict each other; they name both.
 func Resolve(ctx context.Context, spec Spec) (Layout, error) {
 	var l Layout
-	var err error
+	exec, err := expand(spec.Exec)
+	if err != nil {
+		return l, err
+	}
 	for _, kind := range []struct {
 		into  *[]string
 		paths []string
 	}{
-		{&l.exec, spec.Exec}, {&l.readOnly, spec.ReadOnly}, {&l.write, spec.Write}, {&l.devices, spec.Devices}, {&l.hide, spec.Hide},
+		{&l.exec, exec}, {&l.readOnly, spec.ReadOnly}, {&l.write, spec.Write}, {&l.devices, spec.Devices}, {&l.hide, spec.Hide},
 	} {
 		if *kind.into, err = places(ctx, kind.paths); err != nil {
 			return Layout{}, err
@@ -45,6 +50,23 @@ func Resolve(ctx context.Context, spec Spec) (Layout, error) {
 	}
 	l.readOnly = slices.DeleteFunc(l.readOnly, func(p string) bool { return within(p, l.exec) })
 	return l, errors.Join(l.fault(), l.linkFault(spec.Write))
+}
+
+// expand finds what patterns stand for.
+func expand(paths []string) ([]string, error) {
+	var out []string
+	for _, path := range paths {
+		if !strings.ContainsAny(path, "*?[") {
+			out = append(out, path)
+			continue
+		}
+		found, err := filepath.Glob(path)
+		if err != nil {
+			return nil, fmt.Errorf("cannot expand %s: %w", path, err)
+		}
+		out = append(out, found...)
+	}
+	return out, nil
 }
 
 // places are where paths lead to.
@@ -141,6 +163,9 @@ func (l Layout) linkFault(paths []string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Exec are the places that may be executed from.
+func (l Layout) Exec() []string { return slices.Clone(l.exec) }
 
 // ExecText names the places that may be executed from.
 func (l Layout) ExecText() string { return strings.Join(l.exec, ", ") }

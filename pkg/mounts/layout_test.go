@@ -78,3 +78,35 @@ func TestResolveRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A star stands for what is there.
+func TestResolvePatterns(t *testing.T) {
+	root := tree(t, []string{"lib/x86_64-linux-gnu", "lib/systemd", "lib/pg/15/lib", "lib/pg/16/bin"}, nil)
+	layout, err := Resolve(t.Context(), Spec{Exec: under(root, "lib/*-linux-gnu*", "lib/pg/*/lib", "lib/none*"), ReadOnly: under(root, "lib")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(under(root, "lib/pg/15/lib", "lib/x86_64-linux-gnu"), layout.Exec()); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if diff := cmp.Diff(under(root, "lib"), layout.readOnly); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if _, err := Resolve(t.Context(), Spec{Exec: []string{"/usr/["}}); err == nil {
+		t.Error("a broken pattern is accepted")
+	}
+}
+
+// A mount that should not be executed from is left alone where code is that runs.
+func TestCodeOn(t *testing.T) {
+	table := Table{
+		{ID: 1, Parent: 0, Point: "/", Options: []string{"noexec"}}, {ID: 2, Parent: 1, Point: "/usr", Options: []string{"ro"}},
+		{ID: 3, Parent: 1, Point: "/opt"}, {ID: 4, Parent: 2, Point: "/usr/lib/a", Options: []string{"ro"}},
+	}
+	l := Layout{exec: []string{"/usr/lib/a", "/usr/lib/b"}}
+	for i, want := range []string{"", "/usr/lib/b", "", "/usr/lib/a"} {
+		if got := l.codeOn(table, table[i]); got != want {
+			t.Errorf("%s: %q, want %q", table[i].Point, got, want)
+		}
+	}
+}

@@ -61,6 +61,10 @@ func (l Layout) repairIn(ctx context.Context, pid int) error {
 	var errs []error
 	for _, m := range table {
 		if flags := l.lacks(m); flags != 0 && table.reachable(m) {
+			if place := l.codeOn(table, m); flags&unix.MOUNT_ATTR_NOEXEC != 0 && place != "" {
+				errs = append(errs, fmt.Errorf("cannot make the mount %s of process %d noexec: %s is on it: restart the service", m.text(), pid, place))
+				continue
+			}
 			if err := m.add(flags); err != nil {
 				errs = append(errs, fmt.Errorf("cannot change the mount %s of process %d: %w", m.text(), pid, err))
 			}
@@ -75,6 +79,17 @@ func (l Layout) repairIn(ctx context.Context, pid int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// codeOn is a place that is executed from and is on a mount that should not be: what runs
+// would lose its libraries. So it is with mounts that another version has made.
+func (l Layout) codeOn(t Table, m Mount) string {
+	for _, place := range l.exec {
+		if on, ok := t.At(place); ok && on.ID == m.ID {
+			return place
+		}
+	}
+	return ""
 }
 
 // add sets flags of a mount, if it is still the one that its path leads to.

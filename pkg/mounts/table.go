@@ -16,6 +16,7 @@ import (
 // matters here.
 type Mount struct {
 	ID, Parent int
+	Root       string // of what is mounted, in its file system
 	Point      string // as the process sees it
 	Type       string // of the file system
 	Source     string
@@ -75,7 +76,7 @@ func parseMount(line string) (Mount, error) {
 	if dash < 6 || len(fields) < dash+3 {
 		return Mount{}, errors.New("too few fields")
 	}
-	m := Mount{Point: unescape(fields[4]), Options: strings.Split(fields[5], ","), Type: fields[dash+1], Source: unescape(fields[dash+2])}
+	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Options: strings.Split(fields[5], ","), Type: fields[dash+1], Source: unescape(fields[dash+2])}
 	if !strings.HasPrefix(m.Point, "/") {
 		return Mount{}, errors.New("the mount point is no absolute path")
 	}

@@ -77,17 +77,20 @@ func build(p Profile, m machine) ([]bpf.RawInstruction, error) {
 	if err := configure(ctx, m); err != nil {
 		return nil, err
 	}
+	native := m.name == runtime.GOARCH
 	for _, r := range p.rules {
-		if _, ok, err := r.number(m); err != nil {
+		nr, ok, err := r.number(m)
+		if err != nil {
 			return nil, err
 		} else if !ok {
 			continue
 		}
 		// libseccomp wants the number of the machine it runs on, whatever the
 		// program is for, and translates it.
-		nr, err := seccomp.GetSyscallFromName(r.syscall)
-		if err != nil {
-			return nil, fmt.Errorf("system call %s: %w", r.syscall, err)
+		if !native {
+			if nr, err = seccomp.GetSyscallFromName(r.syscall); err != nil {
+				return nil, fmt.Errorf("system call %s: %w", r.syscall, err)
+			}
 		}
 		// Exact: libseccomp is to refuse a rule it would have to change.
 		if err := ctx.AddRuleConditionalExact(nr, r.action, r.conds); err != nil {

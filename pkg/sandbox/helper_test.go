@@ -20,9 +20,11 @@ const envHelper = "SANDBOX_TEST_HELPER"
 // one, as the state of threads, not processes, is what matters. What they return
 // is written to standard output.
 var helpers = map[string]func() (any, error){
-	"calls":             tryCalls,
-	"calls-filtered":    func() (any, error) { return confinedThen(tryCalls) },
-	"calls-featured":    func() (any, error) { return confinedThen(tryCalls, "jit", "io_uring", "huge_pages") },
+	"calls":          tryCalls,
+	"calls-filtered": func() (any, error) { return confinedThen(tryCalls) },
+	"calls-featured": func() (any, error) {
+		return confinedThen(tryCalls, "jit", "io_uring", "huge_pages", "open_exec", "udp")
+	},
 	"become-filtered":   func() (any, error) { return confinedThen(becomeCat, "helpers") },
 	"foreign":           tryForeign,
 	"foreign-filtered":  func() (any, error) { return confinedThen(tryForeign) },

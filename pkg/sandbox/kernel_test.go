@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,10 +36,16 @@ const (
 // attempts covers what PostgreSQL needs and what an attacker would like. Calls
 // that even root is refused for other reasons than the filter's are left to the
 // tests in the virtual machine.
+var nowhere = [...]byte{'/', 'x', 'x', 'x', 0}
+
 var attempts = []attempt{
 	{name: "socket unix", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_UNIX, unix.SOCK_STREAM}, same: true},
 	{name: "socket inet", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_INET, unix.SOCK_STREAM}, same: true},
-	{name: "socket inet udp", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP}, same: true},
+	{name: "socket inet udp", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP}, want: unix.ENOSYS, feature: true},
+	{name: "socket inet6 udp", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_INET6, unix.SOCK_DGRAM}, want: unix.ENOSYS, feature: true},
+	// No such path, in a page that can be read and in page 0, which cannot.
+	{name: "execve", nr: unix.SYS_EXECVE, args: [6]uintptr{uintptr(unsafe.Pointer(&nowhere))}, want: unix.EPERM, feature: true},
+	{name: "execve from page 0", nr: unix.SYS_EXECVE, args: [6]uintptr{16}, want: unix.EFAULT, same: true},
 	{name: "socket netlink route", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_NETLINK, unix.SOCK_RAW}, same: true},
 	{name: "socket netlink kobject", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_KOBJECT_UEVENT}, want: unix.EPERM},
 	{name: "socket alg", nr: unix.SYS_SOCKET, args: [6]uintptr{unix.AF_ALG, unix.SOCK_SEQPACKET}, want: unix.EPERM},

@@ -24,7 +24,7 @@ func pgpoolProfile(t testing.TB, features ...string) Profile {
 }
 
 // pgpoolFeatures are all.
-var pgpoolFeatures = []string{"delegate_ip", "helpers", "trusted_servers"}
+var pgpoolFeatures = []string{"delegate_ip", "helpers", "open_exec", "trusted_servers", "udp"}
 
 func TestPgpoolEveryRule(t *testing.T) { everyRule(t, pgpoolProfile(t)) }
 
@@ -68,7 +68,7 @@ func TestPgpoolArguments(t *testing.T) {
 		{"socket", []uint64{unix.AF_UNIX, unix.SOCK_STREAM}, allow},
 		{"socket", []uint64{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP}, allow},
 		{"socket", []uint64{unix.AF_INET6, unix.SOCK_STREAM}, allow},
-		{"socket", []uint64{unix.AF_INET, unix.SOCK_DGRAM}, allow},                          // heartbeat
+		{"socket", []uint64{unix.AF_INET, unix.SOCK_DGRAM}, enosys},                         // heartbeat, the feature udp
 		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_ROUTE}, allow},   // the watchdog watches interfaces
 		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER}, eperm}, // rules and sets
 		{"socket", []uint64{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP}, eperm},         // ping, first way
@@ -106,6 +106,7 @@ func TestPgpoolArguments(t *testing.T) {
 		{"prlimit64", []uint64{0, unix.RLIMIT_NOFILE}, allow},
 		{"prlimit64", []uint64{1, unix.RLIMIT_NOFILE}, eperm},
 		{"capget", nil, enosys},
-		{"execve", nil, allow},
+		{"execve", []uint64{16}, allow},
+		{"execve", []uint64{4096}, eperm},
 	})
 }

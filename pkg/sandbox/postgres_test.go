@@ -25,6 +25,7 @@ var hotFeatures = []string{"preadv", "recvmsg"}
 // otherSpelling has the calls that only x86-64 has, and what arm64 (and some
 // programs on x86-64) use in their place.
 var otherSpelling = map[string]string{
+	"stat": "newfstatat", "lstat": "newfstatat",
 	"access": "faccessat", "chmod": "fchmodat", "dup2": "dup3", "epoll_wait": "epoll_pwait", "mkdir": "mkdirat",
 	"poll": "ppoll", "readlink": "readlinkat", "rename": "renameat", "rmdir": "unlinkat", "symlink": "symlinkat",
 	"unlink": "unlinkat", "vfork": "clone", "arch_prctl": "", "alarm": "setitimer", "getpgrp": "getpgid", "pause": "ppoll", "select": "pselect6",
@@ -211,11 +212,11 @@ func exists(t *testing.T, name string, m machine) bool {
 // without features, and with all of them.
 const (
 	budget         = 90
-	budgetFeatures = 130
+	budgetFeatures = 132
 )
 
 // postgresFeatures are all.
-var postgresFeatures = []string{"helpers", "huge_pages", "io_uring", "jit", "pg17", "pl_languages", "resolver"}
+var postgresFeatures = []string{"helpers", "huge_pages", "io_uring", "jit", "old_glibc", "open_exec", "origin", "pg17", "pl_languages", "resolver", "udp"}
 
 func TestPostgresDenials(t *testing.T) { checkDenials(t, postgresProfile(t)) }
 
@@ -242,7 +243,9 @@ func TestPostgresArguments(t *testing.T) {
 		{"socket", []uint64{unix.AF_UNIX, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC}, allow},
 		{"socket", []uint64{unix.AF_INET, unix.SOCK_STREAM}, allow},
 		{"socket", []uint64{unix.AF_INET, unix.SOCK_STREAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK, unix.IPPROTO_TCP}, allow},
-		{"socket", []uint64{unix.AF_INET6, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC, unix.IPPROTO_UDP}, allow},
+		{"socket", []uint64{unix.AF_INET6, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC, unix.IPPROTO_UDP}, enosys},
+		{"socket", []uint64{unix.AF_INET, unix.SOCK_DGRAM}, enosys},
+		{"socket", []uint64{unix.AF_INET, unix.SOCK_SEQPACKET}, enosys},
 		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW | unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE}, allow},
 		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER}, eperm},
 		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_GENERIC}, eperm},
@@ -294,7 +297,11 @@ func TestPostgresArguments(t *testing.T) {
 		{"personality", []uint64{0xffffffff}, eperm},
 		{"prlimit64", []uint64{0, unix.RLIMIT_NOFILE}, allow},
 		{"prlimit64", []uint64{1, unix.RLIMIT_NOFILE}, eperm},
-		{"execve", nil, allow},
+		{"execve", []uint64{16}, allow},
+		{"execve", []uint64{4095}, allow},
+		{"execve", []uint64{4096}, eperm},
+		{"execve", []uint64{16 | upper}, eperm},
+		{"execve", []uint64{0x7fff12345678}, eperm},
 	})
 }
 

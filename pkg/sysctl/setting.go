@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Setting is one line of sysctl.d(5).
@@ -28,7 +29,7 @@ const (
 // for what people and programs call them. The dot and * have meanings of their own.
 const signs = "_-+@.,%*"
 
-var wholeNumber = regexp.MustCompile(`^-?0[xX][0-9a-fA-F]+$|^-?[0-9]+$`)
+var wholeNumber = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^-?0[xX][0-9a-fA-F]+$|^-?[0-9]+$`) })
 
 // Parse reads text in the form of sysctl.d(5). The error names file and line of
 // each problem.
@@ -153,7 +154,7 @@ func parseValue(key, text string) (string, error) {
 func canonical(text string) string {
 	words := strings.Fields(text)
 	for i, w := range words {
-		if !wholeNumber.MatchString(w) {
+		if !wholeNumber().MatchString(w) {
 			continue
 		}
 		if n, err := strconv.ParseInt(w, 0, 64); err == nil {
