@@ -112,7 +112,7 @@ func parseMemory(text string) (uint64, bool) {
 		}
 	}
 	v, err := strconv.ParseUint(text, 10, 63)
-	if err != nil || !decimal.MatchString(text) || v > maxMemory>>shift {
+	if err != nil || !decimal(text) || v > maxMemory>>shift {
 		return 0, false
 	}
 	return v << shift, true

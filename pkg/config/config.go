@@ -42,6 +42,7 @@ type Config struct {
 	Metrics    Metrics
 	Agent      AgentSettings
 	Denials    Denials
+	SELinux    SELinux
 	Services   []Service // sorted by name; may be empty
 
 	lines lineIndex
@@ -89,6 +90,7 @@ type Service struct {
 	Landlock Landlock
 	Mounts   Mounts
 	Cgroup   Cgroup
+	SELinux  ServiceSELinux
 	// Features are what the seccomp profile is to have beyond its base, FeaturesAuto
 	// among them or alone; whether there are such is not checked here. Default FeaturesAuto.
 	Features []string
@@ -96,6 +98,9 @@ type Service struct {
 	// for services that start later; zero: never.
 	Mode          string
 	ComplainUntil time.Time
+	// External: something else starts it through `pghardend exec`, such as a unit of its
+	// own or Patroni; the agent watches it. Default: the agent starts it.
+	External bool
 }
 
 // Limit is a resource limit in the unit of setrlimit(2) for its resource.
@@ -155,13 +160,14 @@ func (r *configReader) file(root *yaml.Node) {
 		{"metrics", false, "", r.metrics},
 		{"agent", false, "", r.agent},
 		{"denials", false, "", r.denials},
+		{"selinux", false, "", r.selinux},
 		{"services", false, "", r.services},
 	})
 }
 
 // checkHostname is for a file without the key node.
 func (r *configReader) checkHostname(hostname string) {
-	if _, given := r.lines["node"]; !given && !nodeLabel.MatchString(nodeFromHostname(hostname)) {
+	if _, given := r.lines["node"]; !given && !nodeLabel.matches(nodeFromHostname(hostname)) {
 		r.report("node", "missing, and the host name "+quote(hostname)+" is not "+nodeLabelText, "add `node: pg-0` with this node's name in the peer list")
 	}
 }
@@ -274,29 +280,32 @@ type rawConfig struct {
 	Metrics    Metrics                 `mapstructure:"metrics"`
 	Agent      rawAgent                `mapstructure:"agent"`
 	Denials    Denials                 `mapstructure:"denials"`
+	SELinux    rawSELinux              `mapstructure:"selinux"`
 	Services   map[string]rawService   `mapstructure:"services"`
 }
 
 type rawService struct {
-	Profile        string         `mapstructure:"profile"`
-	User           string         `mapstructure:"user"`
-	Groups         []string       `mapstructure:"groups"`
-	Command        []string       `mapstructure:"command"`
-	DataDir        string         `mapstructure:"data_dir"`
-	Limits         map[string]any `mapstructure:"limits"`
-	Capabilities   []string       `mapstructure:"capabilities"`
-	Environment    []string       `mapstructure:"environment"`
-	OOMScoreAdj    *int           `mapstructure:"oom_score_adj"`
-	StartTimeout   time.Duration  `mapstructure:"start_timeout"`
-	StopTimeout    time.Duration  `mapstructure:"stop_timeout"`
-	MaxConnections int            `mapstructure:"max_connections"`
-	Helpers        []string       `mapstructure:"helpers"`
-	Landlock       rawLandlock    `mapstructure:"landlock"`
-	Mounts         rawMounts      `mapstructure:"mounts"`
-	Cgroup         rawCgroup      `mapstructure:"cgroup"`
-	Features       any            `mapstructure:"features"`
-	Mode           string         `mapstructure:"mode"`
-	ComplainUntil  string         `mapstructure:"complain_until"`
+	Profile        string            `mapstructure:"profile"`
+	User           string            `mapstructure:"user"`
+	Groups         []string          `mapstructure:"groups"`
+	Command        []string          `mapstructure:"command"`
+	DataDir        string            `mapstructure:"data_dir"`
+	Limits         map[string]any    `mapstructure:"limits"`
+	Capabilities   []string          `mapstructure:"capabilities"`
+	Environment    []string          `mapstructure:"environment"`
+	OOMScoreAdj    *int              `mapstructure:"oom_score_adj"`
+	StartTimeout   time.Duration     `mapstructure:"start_timeout"`
+	StopTimeout    time.Duration     `mapstructure:"stop_timeout"`
+	MaxConnections int               `mapstructure:"max_connections"`
+	Helpers        []string          `mapstructure:"helpers"`
+	Landlock       rawLandlock       `mapstructure:"landlock"`
+	Mounts         rawMounts         `mapstructure:"mounts"`
+	Cgroup         rawCgroup         `mapstructure:"cgroup"`
+	SELinux        rawServiceSELinux `mapstructure:"selinux"`
+	Features       any               `mapstructure:"features"`
+	Mode           string            `mapstructure:"mode"`
+	ComplainUntil  string            `mapstructure:"complain_until"`
+	Start          string            `mapstructure:"start"`
 }
 
 // decodeConfig decodes a file that the walk has passed: known keys only, in
@@ -327,7 +336,7 @@ func (raw rawConfig) config(file, hostname string) Config {
 		File: file, Node: raw.Node, PeersFile: raw.PeersFile,
 		RuntimeDir: filepath.Clean(raw.RuntimeDir), StateDir: filepath.Clean(raw.StateDir),
 		Firewall: raw.Firewall, Flows: raw.Flows, Sysctl: raw.Sysctl, Reconcile: raw.Reconcile, Metrics: raw.Metrics, Agent: raw.Agent.settings(),
-		Denials: raw.Denials,
+		Denials: raw.Denials, SELinux: raw.SELinux.settings(),
 	}
 	if c.Node == "" {
 		c.Node = nodeFromHostname(hostname)
@@ -336,19 +345,20 @@ func (raw rawConfig) config(file, hostname string) Config {
 		c.PeersFile = filepath.Join(filepath.Dir(file), c.PeersFile)
 	}
 	for _, name := range slices.Sorted(maps.Keys(raw.Services)) {
-		c.Services = append(c.Services, raw.Services[name].service(name))
+		c.Services = append(c.Services, raw.Services[name].service(name, c.SELinux))
 	}
 	return c
 }
 
-func (raw rawService) service(name string) Service {
+func (raw rawService) service(name string, all SELinux) Service {
 	s := Service{
 		Name: name, Profile: raw.Profile, User: raw.User, Groups: raw.Groups, Command: raw.Command,
 		DataDir: raw.DataDir, Capabilities: raw.Capabilities, Environment: raw.Environment,
 		OOMScoreAdj: raw.OOMScoreAdj, StartTimeout: raw.StartTimeout, StopTimeout: raw.StopTimeout, MaxConnections: raw.MaxConnections,
 		Limits: make(map[string]Limit, len(raw.Limits)), Landlock: raw.Landlock.landlock(), Mounts: raw.Mounts.mounts(),
-		Cgroup: raw.Cgroup.cgroup(defaultServiceWeight), Features: featuresOf(raw.Features),
+		Cgroup: raw.Cgroup.cgroup(defaultServiceWeight), SELinux: raw.SELinux.within(all), Features: featuresOf(raw.Features),
 		Mode: orElse(raw.Mode, ModeEnforce), ComplainUntil: timeOf(raw.ComplainUntil),
+		External: raw.Start == startExternal,
 	}
 	for _, helper := range raw.Helpers {
 		s.Helpers = append(s.Helpers, filepath.Clean(helper))

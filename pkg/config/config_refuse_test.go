@@ -51,18 +51,18 @@ func TestConfigFileRefused(t *testing.T) {
 		{"unknown key in upper case", top + "NODE: pg-1\n",
 			"pghardend.yaml:3: NODE: unknown key; did you mean node?"},
 		{"unknown dotted key", top + "firewall.backend: nft\n",
-			"pghardend.yaml:3: \"firewall.backend\": unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, services"},
+			"pghardend.yaml:3: \"firewall.backend\": unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, selinux, services"},
 		{"duplicate key", top + "node: pg-1\n",
 			"pghardend.yaml:3: node: the key is here twice, first on line 2; remove one of the two"},
 		{"alias bomb", top + "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
 			"pghardend.yaml:3: YAML anchors (&a) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:3: a: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, services\n" +
+				"pghardend.yaml:3: a: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, selinux, services\n" +
 				"pghardend.yaml:4: YAML anchors (&b) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:4: YAML aliases (*a) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:4: b: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, services\n" +
+				"pghardend.yaml:4: b: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, selinux, services\n" +
 				"pghardend.yaml:5: YAML anchors (&c) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:5: YAML aliases (*b) are not supported here; write the value out in full\n" +
-				"pghardend.yaml:5: c: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, services"},
+				"pghardend.yaml:5: c: unknown key; known keys here: version, node, peers_file, runtime_dir, state_dir, firewall, flows, sysctl, reconcile, metrics, agent, denials, selinux, services"},
 		{"merge key", top + "firewall: &f {scope: host}\nreconcile:\n  <<: *f\n",
 			"pghardend.yaml:3: YAML anchors (&f) are not supported here; write the value out in full\n" +
 				"pghardend.yaml:5: YAML merge keys (<<) are not supported here; write the value out in full\n" +

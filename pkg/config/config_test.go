@@ -27,7 +27,7 @@ func TestExampleConfig(t *testing.T) {
 	want := Config{
 		File: file, Node: "pg-0", PeersFile: "/etc/pghardend/peers.yaml",
 		RuntimeDir: "/run/pghardend", StateDir: "/var/lib/pghardend",
-		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{Interval: time.Second, Full: 30 * time.Second}, Agent: defaultAgent,
+		Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{Interval: time.Second, Full: 30 * time.Second}, Agent: defaultAgent, SELinux: defaultSELinux,
 		Services: []Service{{
 			Name: "postgres", Profile: "postgres", User: "postgres", Groups: []string{"ssl-cert"},
 			Command: []string{"/usr/lib/postgresql/15/bin/postgres", "-D", "/var/lib/postgresql/15/main",
@@ -36,7 +36,7 @@ func TestExampleConfig(t *testing.T) {
 			Limits:      map[string]Limit{"nofile": {65536, 65536}, "core": {0, 0}},
 			Environment: []string{"LANG=C.UTF-8", "TZ=UTC"}, OOMScoreAdj: &oom,
 			StartTimeout: time.Minute, StopTimeout: time.Minute,
-			Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}, Mode: ModeEnforce,
+			Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, SELinux: noSELinux, Features: []string{"auto"}, Mode: ModeEnforce,
 		}},
 	}
 	if diff := cmp.Diff(want, got, withoutLines); diff != "" {
@@ -90,7 +90,7 @@ func TestConfigDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{File: "/etc/p/c.yaml", Node: "pg-0", PeersFile: "/etc/p/peers.yaml", RuntimeDir: "/run/pghardend",
-		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{time.Second, 30 * time.Second}, Agent: defaultAgent}
+		StateDir: "/var/lib/pghardend", Firewall: Firewall{Backend: "auto", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{time.Second, 30 * time.Second}, Agent: defaultAgent, SELinux: defaultSELinux}
 	if diff := cmp.Diff(want, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -133,14 +133,14 @@ func TestConfigValues(t *testing.T) {
 	zero := 0
 	want := []Service{
 		{Name: "a-first", Profile: "postgres", User: "postgres", Command: []string{"/bin/true"}, Limits: map[string]Limit{},
-			StartTimeout: time.Minute, StopTimeout: time.Minute, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}, Mode: ModeEnforce},
+			StartTimeout: time.Minute, StopTimeout: time.Minute, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, SELinux: noSELinux, Features: []string{"auto"}, Mode: ModeEnforce},
 		{Name: "z-last", Profile: "pgpool", User: "1000", Groups: []string{"104", "105", "Adm"},
 			Command: []string{"/usr/sbin/pgpool", "-n", "-D", "-f", "/etc/A B,c.conf", "", "${HOME}", "a,b,c", "5432", "A.B=c.d"},
 			Limits: map[string]Limit{"memlock": {Unlimited, Unlimited}, "core": {}, "as": {math.MaxUint64 - 1, math.MaxUint64 - 1},
 				"data": {1 << 63, 1 << 63}, "nofile": {1024, Unlimited}},
 			Capabilities: []string{"CAP_NET_ADMIN", "cap_net_raw"},
 			Environment:  []string{"EMPTY=", "Mixed_Case=A,b=C", `QUOTED="x"`}, OOMScoreAdj: &zero,
-			StartTimeout: 90 * time.Minute, StopTimeout: 500 * time.Millisecond, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, Features: []string{"auto"}, Mode: ModeEnforce},
+			StartTimeout: 90 * time.Minute, StopTimeout: 500 * time.Millisecond, Landlock: Landlock{Mode: LandlockRequired}, Mounts: Mounts{Mode: MountsRequired}, Cgroup: Cgroup{Mode: CgroupPreferred, CPUWeight: 100}, SELinux: noSELinux, Features: []string{"auto"}, Mode: ModeEnforce},
 	}
 	if diff := cmp.Diff(want, got.Services); diff != "" {
 		t.Errorf("services: -want +got\n%s", diff)
@@ -148,7 +148,7 @@ func TestConfigValues(t *testing.T) {
 	got.Services = nil
 	rest := Config{File: "/etc/pghardend/pghardend.yaml", Node: "pg-1", PeersFile: "/srv/Peers.List.yaml", RuntimeDir: "/tmp/Run.d",
 		StateDir: "/tmp/state", Firewall: Firewall{Backend: "legacy", Scope: "host"}, Sysctl: Sysctl{Manage: true}, Denials: Denials{Trace: true}, Reconcile: Reconcile{1500 * time.Millisecond, 5 * time.Minute},
-		Metrics: Metrics{Listen: "[::1]:9188"}, Agent: defaultAgent}
+		Metrics: Metrics{Listen: "[::1]:9188"}, Agent: defaultAgent, SELinux: defaultSELinux}
 	if diff := cmp.Diff(rest, got, withoutLines); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -97,15 +98,15 @@ func decode(d interface{ Decode(any) error }, n *yaml.Node) (err error) {
 }
 
 var (
-	yamlLine      = regexp.MustCompile(`^line (\d+): `)
-	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
+	yamlLine      = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^line (\d+): `) })
+	unknownAnchor = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^unknown anchor '(.*)' referenced$`) })
 )
 
 // syntaxError is the one place that looks into the text of the YAML reader's errors.
 func syntaxError(file string, data []byte, err error) *Error {
 	what, line := splitSyntaxError(err)
 	fix := "check indentation, colons, brackets and quotes on this line and the one before"
-	if m := unknownAnchor.FindStringSubmatch(what); m != nil {
+	if m := unknownAnchor().FindStringSubmatch(what); m != nil {
 		line = lineAt(data, max(0, bytes.Index(data, []byte("*"+m[1]))))
 		fix = "write the value out, or quote it if the * is part of it"
 	} else if n := lineOfSyntaxError(data, what); n > 0 {
@@ -117,7 +118,7 @@ func syntaxError(file string, data []byte, err error) *Error {
 func splitSyntaxError(err error) (what string, line int) {
 	what = strings.TrimPrefix(err.Error(), "yaml: ")
 	line = 1
-	if m := yamlLine.FindStringSubmatch(what); m != nil {
+	if m := yamlLine().FindStringSubmatch(what); m != nil {
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			line = n
 		}

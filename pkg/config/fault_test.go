@@ -222,7 +222,7 @@ func TestF18_BadConfigNamesKeyAndLine(t *testing.T) {
 	tests := []refusal{
 		{"unknown key", withKey("limit: {nofile: 5}"), "pghardend.yaml:8: services.postgres.limit: unknown key; did you mean limits?"},
 		{"wrong type", withKey("command_line: x") + "reconcile: [1s]\n",
-			"pghardend.yaml:8: services.postgres.command_line: unknown key; known keys here: profile, user, groups, command, helpers, data_dir, limits, capabilities, environment, oom_score_adj, landlock, mounts, cgroup, features, mode, complain_until, max_connections, start_timeout, stop_timeout\n" +
+			"pghardend.yaml:8: services.postgres.command_line: unknown key; known keys here: profile, user, groups, command, helpers, data_dir, limits, capabilities, environment, oom_score_adj, landlock, mounts, cgroup, selinux, features, mode, complain_until, start, max_connections, start_timeout, stop_timeout\n" +
 				"pghardend.yaml:9: reconcile: is a list, not a mapping; write a mapping such as `interval: 1s`"},
 		{"not YAML", top + "services: {postgres: {profile: postgres\n",
 			"pghardend.yaml:3: not valid YAML: did not find expected ',' or '}'; check indentation, colons, brackets and quotes on this line and the one before"},

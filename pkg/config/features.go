@@ -1,8 +1,6 @@
 package config
 
 import (
-	"regexp"
-
 	"go.yaml.in/yaml/v3"
 )
 
@@ -10,7 +8,7 @@ import (
 // as they may be chosen by something that the service can write.
 const FeaturesAuto = "auto"
 
-var profileFeature = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+var profileFeature = form{first: lower, rest: lower + digits + "_", most: 32}
 
 // features checks the word auto, or a list of names.
 func (r *configReader) features(key string, n *yaml.Node) {

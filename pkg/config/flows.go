@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,7 +50,7 @@ var wellKnown = []string{controlPlane, "applications", "backup", "dns", "ntp"}
 // notInFlows are networks that no row may name: nobody there is let in or out.
 var notInFlows = []string{networkSiblings, networkMetadata}
 
-var flowName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+var flowName = form{first: lower, rest: lower + digits + "-", most: 32}
 
 const flowNameText = "a flow name (a letter a-z, then at most 31 of a-z, 0-9 and -)"
 
@@ -64,10 +63,10 @@ func (r *configReader) flows(key string, n *yaml.Node) {
 		if count > maxFlows {
 			return
 		}
-		if !flowName.MatchString(name) {
+		if !flowName.matches(name) {
 			fix := "write something like exporter"
-			if lower := strings.ReplaceAll(strings.ToLower(name), "_", "-"); flowName.MatchString(lower) {
-				fix = "write " + lower
+			if small := strings.ReplaceAll(strings.ToLower(name), "_", "-"); flowName.matches(small) {
+				fix = "write " + small
 			}
 			r.report(key, quote(name)+" is not "+flowNameText, fix)
 		}
@@ -143,7 +142,7 @@ func (r *configReader) groups(key string, n *yaml.Node) {
 // where networks are named, and no host name is looked up.
 func (r *configReader) networkRef(key string, n *yaml.Node, example string) (string, bool) {
 	s, ok := r.text(key, n, example)
-	if ok && !networkName.MatchString(s) {
+	if ok && !networkName.matches(s) {
 		r.report(key, quote(s)+" is "+networkNameText, "write the name of a role or network of the peer list such as "+example)
 		return "", false
 	}

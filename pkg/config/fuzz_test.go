@@ -36,12 +36,12 @@ func FuzzParsePeers(f *testing.F) {
 
 // checkPeers checks what everybody who is given a peer list relies on.
 func checkPeers(t *testing.T, p Peers) {
-	if !instanceID.MatchString(p.Instance) || len(p.Nodes) == 0 || p.Networks == nil {
+	if !instanceID.matches(p.Instance) || len(p.Nodes) == 0 || p.Networks == nil {
 		t.Errorf("instance %q, %d nodes, networks %v", p.Instance, len(p.Nodes), p.Networks)
 	}
 	names, addresses := map[string]bool{}, map[netip.Addr]bool{}
 	for _, n := range p.Nodes {
-		if !nodeLabel.MatchString(n.Name) || names[n.Name] || !slices.Contains(roles, n.Role) || len(n.Addresses) == 0 {
+		if !nodeLabel.matches(n.Name) || names[n.Name] || !slices.Contains(roles, n.Role) || len(n.Addresses) == 0 {
 			t.Errorf("node %+v", n)
 		}
 		names[n.Name] = true
@@ -54,7 +54,7 @@ func checkPeers(t *testing.T, p Peers) {
 		}
 	}
 	for name, prefixes := range p.Networks {
-		if !networkName.MatchString(name) || slices.Contains(roles, name) || prefixes == nil {
+		if !networkName.matches(name) || slices.Contains(roles, name) || prefixes == nil {
 			t.Errorf("network %q: %v", name, prefixes)
 		}
 		for i, n := range prefixes {
@@ -94,7 +94,7 @@ func FuzzParseConfig(f *testing.F) {
 
 // checkConfig checks what everybody who is given a configuration relies on.
 func checkConfig(t *testing.T, c Config) {
-	if !nodeLabel.MatchString(c.Node) || !filepath.IsAbs(c.PeersFile) || pathProblem(c.RuntimeDir) != "" || pathProblem(c.StateDir) != "" {
+	if !nodeLabel.matches(c.Node) || !filepath.IsAbs(c.PeersFile) || pathProblem(c.RuntimeDir) != "" || pathProblem(c.StateDir) != "" {
 		t.Errorf("configuration %+v", c)
 	}
 	if !slices.Contains([]string{"auto", "nft", "legacy"}, c.Firewall.Backend) || !slices.Contains([]string{ScopeHost, ScopeSiblings}, c.Firewall.Scope) ||
@@ -109,7 +109,7 @@ func checkConfig(t *testing.T, c Config) {
 	}
 	checkFlows(t, c)
 	for i, s := range c.Services {
-		if !serviceName.MatchString(s.Name) || i > 0 && c.Services[i-1].Name >= s.Name || s.Profile == "" || s.User == "" {
+		if !serviceName.matches(s.Name) || i > 0 && c.Services[i-1].Name >= s.Name || s.Profile == "" || s.User == "" {
 			t.Errorf("service %+v", s)
 		}
 		if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) || s.DataDir != "" && pathProblem(s.DataDir) != "" {
@@ -137,14 +137,14 @@ func checkConfig(t *testing.T, c Config) {
 // checkFlows checks what everybody who is given the flows relies on.
 func checkFlows(t *testing.T, c Config) {
 	for name, f := range c.Flows {
-		if !flowName.MatchString(name) || reflect.ValueOf(f).IsZero() {
+		if !flowName.matches(name) || reflect.ValueOf(f).IsZero() {
 			t.Errorf("flow %q: %+v", name, f)
 		}
 		if slices.Contains(f.Ports, 0) || len(f.Ports) > 15 || !slices.Contains([]string{"", "tcp", "udp", "icmp-echo"}, f.Proto) {
 			t.Errorf("flow %s: %+v", name, f)
 		}
 		for _, group := range slices.Concat(f.From, f.To) {
-			if !networkName.MatchString(group) || group == "siblings" || group == "metadata" {
+			if !networkName.matches(group) || group == "siblings" || group == "metadata" {
 				t.Errorf("flow %s names %q", name, group)
 			}
 		}

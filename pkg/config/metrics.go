@@ -46,7 +46,7 @@ func listenProblem(s string) string {
 		return quote(s) + " is not an address and a port"
 	case !addr.IsLoopback() || addr.Is4In6():
 		return quote(host) + " is not a loopback address"
-	case portErr != nil || !decimal.MatchString(port) || number < minMetricsPort:
+	case portErr != nil || !decimal(port) || number < minMetricsPort:
 		return quote(port) + " is not a port from 1024 to 65535"
 	}
 	return ""

@@ -33,3 +33,15 @@ func TestF18_ConfigModeRefused(t *testing.T) {
 		{"without complain", withKey("complain_until: \"2030-01-31T18:00:00Z\""), key + "complain_until: has no effect without mode: complain; remove it, or write mode: complain"},
 	})
 }
+
+func TestStart(t *testing.T) {
+	for start, external := range map[string]bool{"": false, "start: agent": false, "start: external": true} {
+		c, err := ParseConfig("c.yaml", []byte("version: 1\nservices:\n  a:\n    profile: generic\n    user: nobody\n    command: [/bin/a]\n    "+start+"\n"), "pg-0")
+		if err != nil || c.Services[0].External != external {
+			t.Errorf("%q: external %v, %v", start, c.Services, err)
+		}
+	}
+	if _, err := ParseConfig("c.yaml", []byte("version: 1\nservices:\n  a: {profile: generic, user: nobody, command: [/bin/a], start: unit}\n"), "pg-0"); err == nil {
+		t.Error("start: unit is taken")
+	}
+}

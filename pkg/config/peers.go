@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 
 	"go.yaml.in/yaml/v3"
@@ -64,9 +63,9 @@ type peersReader struct {
 }
 
 var (
-	instanceID  = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-	nodeLabel   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	networkName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,23}$`)
+	instanceID  = form{first: letters + digits, rest: letters + digits + "._-", last: letters + digits, most: 63}
+	nodeLabel   = form{first: lower + digits, rest: lower + digits + "-", last: lower + digits, most: 63}
+	networkName = form{first: lower, rest: lower + digits + "_-", most: 24}
 )
 
 const (
@@ -146,7 +145,7 @@ func (r *peersReader) address(key string, n *yaml.Node) (netip.Addr, bool) {
 
 func (r *peersReader) network(name, key string, n *yaml.Node) {
 	switch {
-	case !networkName.MatchString(name):
+	case !networkName.matches(name):
 		r.report(key, networkNameText, "write something like control_plane")
 	case slices.Contains(roles, name):
 		r.report(key, "a network cannot be named like a role", "the nodes of a role are known from nodes:, choose another name")

@@ -2,8 +2,8 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,10 +23,16 @@ const (
 )
 
 var (
-	serviceName    = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
-	accountName    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
-	capabilityName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,63}$`)
-	variableName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	serviceName    = form{first: lower, rest: lower + digits + "-", most: 32}
+	accountName    = form{first: letters + "_", rest: letters + digits + "_.-", most: 32}
+	capabilityName = form{first: letters, rest: letters + digits + "_", most: 64}
+	variableName   = form{first: letters + "_", rest: letters + digits + "_", most: math.MaxInt}
+)
+
+// Who starts a service.
+const (
+	startAgent    = "agent"
+	startExternal = "external"
 )
 
 const serviceNameText = "a service name (a letter a-z, then at most 31 of a-z, 0-9 and -)"
@@ -49,10 +55,10 @@ func (r *configReader) services(key string, n *yaml.Node) {
 		if count > maxServices {
 			return
 		}
-		if !serviceName.MatchString(name) {
+		if !serviceName.matches(name) {
 			fix := "write something like postgres"
-			if lower := strings.ToLower(name); serviceName.MatchString(lower) {
-				fix = "write " + lower
+			if small := strings.ToLower(name); serviceName.matches(small) {
+				fix = "write " + small
 			}
 			r.report(key, quote(name)+" is not "+serviceNameText, fix)
 		}
@@ -88,9 +94,11 @@ func (r *configReader) service(key string, n *yaml.Node) {
 		{"landlock", false, "", r.landlock},
 		{"mounts", false, "", r.mounts},
 		{"cgroup", false, "", r.cgroup},
+		{"selinux", false, "", r.serviceSELinux},
 		{"features", false, "", r.features},
 		{"mode", false, "", r.mode},
 		{"complain_until", false, "", r.complainUntil},
+		{"start", false, "", func(key string, n *yaml.Node) { r.oneOf(key, n, []string{startAgent, startExternal}) }},
 		{"max_connections", false, "", func(key string, n *yaml.Node) { r.whole(key, n, 1, maxMaxConnections) }},
 		{"start_timeout", false, "", r.timeout},
 		{"stop_timeout", false, "", r.timeout},
@@ -130,11 +138,11 @@ func (r *configReader) account(key string, n *yaml.Node, what, example string) s
 			return ""
 		}
 	}
-	if accountName.MatchString(s) {
+	if accountName.matches(s) {
 		return s
 	}
 	// 2^32-1 is "no change" to setresuid(2).
-	if id, err := strconv.ParseUint(s, 10, 32); err != nil || id == 1<<32-1 || !decimal.MatchString(s) {
+	if id, err := strconv.ParseUint(s, 10, 32); err != nil || id == 1<<32-1 || !decimal(s) {
 		r.report(key, quote(s)+" is neither the name nor the number of a "+what, fix)
 		return ""
 	}
@@ -167,7 +175,7 @@ func (r *configReader) variable(key string, n *yaml.Node) string {
 	}
 	name, _, found := strings.Cut(s, "=")
 	switch {
-	case !found || !variableName.MatchString(name):
+	case !found || !variableName.matches(name):
 		r.report(key, quote(s)+" is not NAME=value", "write something like "+example)
 		return ""
 	case strings.HasPrefix(name, "LD_") || slices.Contains(loaderVariables, name):

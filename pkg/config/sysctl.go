@@ -3,6 +3,7 @@ package config
 import (
 	"regexp"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -17,7 +18,7 @@ type Sysctl struct {
 // sysctlKey is a key or pattern of sysctl.d(5), which takes dots or slashes
 // between components; a leading - there makes a key optional. An interface's name
 // may hold whatever is not a blank or a slash.
-var sysctlKey = regexp.MustCompile(`^-?net[./][^\s=]+$`)
+var sysctlKey = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^-?net[./][^\s=]+$`) })
 
 const maxSysctlKey = 255 // bytes
 
@@ -55,7 +56,7 @@ func (r *configReader) sysctlLeave(key string, n *yaml.Node) string {
 }
 
 func (r *configReader) sysctlKey(key, name string) string {
-	if len(name) > maxSysctlKey || !sysctlKey.MatchString(name) {
+	if len(name) > maxSysctlKey || !sysctlKey().MatchString(name) {
 		r.report(key, quote(name)+" is not the key of a network sysctl", "write something like "+sysctlExample+"; other sysctls belong into sysctl.d(5)")
 		return ""
 	}

@@ -3,7 +3,6 @@ package config
 import (
 	"bytes"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 
@@ -150,8 +149,6 @@ func orElse(s, other string) string {
 	return s
 }
 
-var decimal = regexp.MustCompile(`^(0|-?[1-9][0-9]*)$`)
-
 // number returns the digits of a decimal whole number. YAML knows more ways to
 // write one (0x1F, 0o17, 017, 1_000); they are refused as easy to misread.
 func (w *walker) number(key string, n *yaml.Node, fix string) (string, bool) {
@@ -160,13 +157,13 @@ func (w *walker) number(key string, n *yaml.Node, fix string) (string, bool) {
 		return "", false
 	case n.Tag == "!!null":
 		w.report(key, "has no value", fix)
-	case n.Tag == "!!float" && decimal.MatchString(n.Value): // beyond 64 bits
+	case n.Tag == "!!float" && decimal(n.Value): // beyond 64 bits
 		return n.Value, true
 	case n.Tag == "!!float":
 		w.report(key, clip(n.Value)+" is not a whole number", fix)
 	case n.Tag != "!!int":
 		w.report(key, "is "+kindOf(n)+", not a number", fix)
-	case !decimal.MatchString(n.Value):
+	case !decimal(n.Value):
 		w.report(key, clip(n.Value)+" is not a decimal number", fix)
 	default:
 		return n.Value, true
@@ -174,11 +171,11 @@ func (w *walker) number(key string, n *yaml.Node, fix string) (string, bool) {
 	return "", false
 }
 
-var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+var plainKey = form{first: letters + digits + "_-", rest: letters + digits + "_-", most: 64}
 
 // join extends a dotted key; a part that would be ambiguous is quoted.
 func join(key, name string) string {
-	if !plainKey.MatchString(name) {
+	if !plainKey.matches(name) {
 		name = quote(name)
 	}
 	if key == "" {
@@ -187,10 +184,10 @@ func join(key, name string) string {
 	return key + "." + name
 }
 
-// matching returns a text that matches a pattern.
-func (w *walker) matching(key string, n *yaml.Node, pattern *regexp.Regexp, what, example string) (string, bool) {
+// matching returns a text of a form.
+func (w *walker) matching(key string, n *yaml.Node, f form, what, example string) (string, bool) {
 	s, ok := w.text(key, n, example)
-	if ok && !pattern.MatchString(s) {
+	if ok && !f.matches(s) {
 		w.report(key, quote(s)+" is not "+what, "write something like "+example)
 		return "", false
 	}

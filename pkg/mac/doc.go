@@ -1,5 +1,7 @@
-// Package mac confines a process to declared files, TCP ports and partners by
-// Landlock, which needs no privilege and no policy of the system's.
+// Package mac confines a process by Landlock and by SELinux.
+//
+// By Landlock to declared files, TCP ports and partners, which needs no privilege and no
+// policy of the system's. By SELinux to what the host's policy lets a domain do.
 //
 // # API
 //
@@ -15,9 +17,21 @@
 // may still refuse, then, as the service's user and after no_new_privs, NewProbe,
 // Restrict, Probe.Check, execve.
 //
+// [HostSELinux] asks the kernel: [SELinux.LaunchLabel] whether a program would be
+// confined in a domain, and why not ([LabelError]), [SELinux.Enforced] whether
+// a label confines now, [SELinux.Decide] what the policy allows. [SetExecLabel] is for the launch
+// stage, on the same thread. [FileLabel] and [Relabel] are for files, [LocalPorts],
+// [LoadModule], [SetPort] and [RemovePermissive] for the policy store, and a
+// [PolicyWatcher] hears of a new mode or policy.
+//
 // # Design
 //
-// All rights that the kernel knows are handled, so what no rule names is denied;
+// Of SELinux nothing is decided here that the kernel can be asked: the file access of
+// selinuxfs answers for the policy in force, constraints included, and says whether a
+// domain is permissive (AVD_FLAGS_PERMISSIVE). Documentation: selinux(8), The SELinux
+// Notebook, security/selinux/selinuxfs.c.
+//
+// All rights of Landlock's that the kernel knows are handled, so what no rule names is denied;
 // making device nodes and FIFOs and ioctl on devices are granted to nobody. A
 // right that the kernel does not know yet is not an error but is in the plan's
 // list of missing features: a newer kernel enforces more of the same rules.
