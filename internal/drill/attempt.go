@@ -16,8 +16,9 @@ type attempt struct {
 
 	base    []Layer // what the control keeps, since without it there is no attack
 	packets bool    // it sends some, so netfilter has a say
-	only    []Layer // what alone can stop it, where that is not every service's; for the advice
+	bounded bool    // it uses up what control groups bound, so they have a say
 	fix     string  // what to set if nothing stops it
+	single  string  // why one layer alone stops it, where no second one can here
 
 	// One of the two.
 	act   func(b *box) []string // the words for package act
@@ -71,7 +72,8 @@ const (
 
 // catalogue is everything, by row.
 func catalogue() []attempt {
-	return slices.Concat(sqlAttempts(), programAttempts(), processAttempts(), kernelAttempts(), networkAttempts(), fileAttempts(), resourceAttempts())
+	return slices.Concat(sqlAttempts(), commandAttempts(), programAttempts(), processAttempts(), kernelAttempts(), networkAttempts(), fileAttempts(), resourceAttempts(),
+		memoryAttempts(), hostAttempts())
 }
 
 // programAttempts: A40, A41.
@@ -79,12 +81,15 @@ func programAttempts() []attempt {
 	return []attempt{
 		{row: "A40", name: "drop", does: "write a program into the data directory and execute it", base: asUser, fix: "landlock.mode: required",
 			act: func(b *box) []string { return []string{"drop", filepath.Join(b.data, "drill-dropped"), plainProgram} }},
-		{row: "A40", name: "loader", does: "have the dynamic loader run a dropped program", base: asUser, only: []Layer{Mounts, SELinux}, fix: fixNoexec,
+		{row: "A40", name: "loader", does: "have the dynamic loader run a dropped program", base: asUser, fix: fixNoexec,
 			act: func(b *box) []string {
 				return []string{"loader", filepath.Join(b.data, "drill-loaded"), plainProgram, b.loader}
 			}},
 		{row: "A40", name: "memfd", does: "execute a program from anonymous memory (memfd_create)", base: asUser, fix: fixProfile,
-			act: func(b *box) []string { return []string{"memfd", plainProgram, itoa(unix.SYS_MEMFD_CREATE)} }},
+			act:    func(b *box) []string { return []string{"memfd", plainProgram, itoa(unix.SYS_MEMFD_CREATE)} },
+			single: "a file in memory is on no mount of the service and below no path of Landlock's; SELinux, or vm.memfd_noexec=2 (Linux 6.3)"},
+		{row: "A40", name: "page-0", does: "map page 0, execute a program by a path in it, as the launch stage does", fix: "set vm.mmap_min_addr to 65536",
+			act: func(*box) []string { return []string{"page0", plainProgram, lowestAddress()} }},
 		{row: "A41", name: "setuid", does: "execute a setuid-root program", base: asUser, fix: "this must not be possible, report it",
 			act: func(b *box) []string { return []string{"become", b.file("setuid-id"), "-u"} }, judge: judgeUser},
 		{row: "A41", name: "file-capabilities", does: "execute a program with file capabilities", base: asUser, fix: "this must not be possible, report it",
@@ -103,7 +108,10 @@ func processAttempts() []attempt {
 		{row: "A42", name: "ptrace", does: "trace another process of the same user", base: asUser, act: bystander("ptrace"), fix: fixProfile},
 		{row: "A42", name: "process_vm_readv", does: "read the memory of another process of the same user", base: asUser, act: bystander("vm-read"), fix: fixProfile},
 		{row: "A42", name: "proc-mem", does: "open /proc/PID/mem of another process of the same user for writing", base: asUser, act: bystander("proc-mem"), fix: "landlock.mode: required"},
-		{row: "A43", name: "same-user", does: "signal another process of the same user (signal 0)", base: asUser, act: bystander("kill"), fix: fix},
+		{row: "A42", name: "proc-mem-read", does: "open /proc/PID/mem of another process of the same user for reading", base: asUser, act: bystander("proc-mem-read"), fix: "landlock.mode: required",
+			single: "procfs knows users only; SELinux, Yama (kernel.yama.ptrace_scope=1), or a user that nothing else runs as"},
+		{row: "A43", name: "same-user", does: "signal another process of the same user (signal 0)", base: asUser, act: bystander("kill"), fix: fix,
+			single: "the kernel knows users only; SELinux, or a user that nothing else runs as"},
 		{row: "A43", name: "root", does: "signal a process of root (signal 0)", act: words("kill", "1"), fix: fix},
 	}
 }
@@ -135,8 +143,10 @@ func kernelAttempts() []attempt {
 		list = append(list, attempt{row: "A45", name: call.name, does: call.does, act: words(call.words...), fix: fixProfile})
 	}
 	for _, s := range sockets {
-		list = append(list, attempt{row: "A46", name: s.name, does: "open a socket: " + s.does, act: words("socket", itoa(s.family), itoa(s.kind), itoa(s.protocol)), fix: fixProfile})
+		list = append(list, attempt{row: "A46", name: s.name, does: "open a socket: " + s.does, act: words("socket", itoa(s.family), itoa(s.kind), itoa(s.protocol)),
+			fix: fixProfile, single: s.single})
 	}
+	list = append(list, attempt{row: "A46", name: "netfilter", does: "read the firewall's tables by netlink", act: words("netfilter"), fix: fixProfile})
 	return list
 }
 
@@ -158,12 +168,14 @@ func resourceAttempts() []attempt {
 var sockets = []struct {
 	name, does             string
 	family, kind, protocol int
+	single                 string
 }{
-	{"alg", "AF_ALG, the kernel's cryptography", unix.AF_ALG, unix.SOCK_SEQPACKET, 0},
-	{"packet", "AF_PACKET, frames of the interface", unix.AF_PACKET, unix.SOCK_RAW, 0},
-	{"raw", "raw IPv4 (GRE)", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_GRE},
-	{"raw6", "raw IPv6 (ICMPv6)", unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6},
-	{"vsock", "AF_VSOCK, to the hypervisor", unix.AF_VSOCK, unix.SOCK_STREAM, 0},
-	{"netfilter", "netlink, netfilter", unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER},
-	{"sctp", "SCTP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP},
+	{"alg", "AF_ALG, the kernel's cryptography", unix.AF_ALG, unix.SOCK_SEQPACKET, 0, anybodys},
+	{"packet", "AF_PACKET, frames of the interface", unix.AF_PACKET, unix.SOCK_RAW, 0, ""},
+	{"raw", "raw IPv4 (GRE)", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_GRE, ""},
+	{"raw6", "raw IPv6 (ICMPv6)", unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6, ""},
+	{"vsock", "AF_VSOCK, to the hypervisor", unix.AF_VSOCK, unix.SOCK_STREAM, 0, anybodys},
+	{"sctp", "SCTP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP, anybodys},
 }
+
+const anybodys = "the kernel lets everybody open it, and neither Landlock nor netfilter see it; SELinux, or not to have the module"

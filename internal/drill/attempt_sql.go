@@ -22,9 +22,9 @@ func sqlAttempts() []attempt {
 		{row: "A36", name: "reverse-shell", does: "COPY FROM PROGRAM: a shell that calls another tenant", base: asUser, packets: true, sql: reverseShell, fix: helpers},
 		{row: "A36", name: "call-out", does: "CREATE SUBSCRIPTION: the server itself calls another tenant", base: asUser, packets: true, sql: callOut, fix: "look at `pghardend plan` and at the flows"},
 		{row: "A37", name: "plperlu", does: "plperlu: make a system call of the attacker's choice (memfd_create)", base: asUser, sql: perlCall, fix: fixProfile},
-		{row: "A38", name: "load", does: "lo_export of a library, and LOAD", base: asUser, only: []Layer{Mounts, SELinux}, sql: loadLibrary, fix: fixNoexec},
+		{row: "A38", name: "load", does: "lo_export of a library, and LOAD", base: asUser, sql: loadLibrary, fix: fixNoexec},
 		{row: "A39", name: "archive_command", does: "ALTER SYSTEM SET archive_command, reload, and a switch of WAL", base: asUser, sql: archiveCommand, fix: helpers},
-		{row: "A39", name: "preload", does: "ALTER SYSTEM SET session_preload_libraries to an exported library, and reload", base: asUser, only: []Layer{Mounts, SELinux}, sql: preload, fix: fixNoexec},
+		{row: "A39", name: "preload", does: "ALTER SYSTEM SET session_preload_libraries to an exported library, and reload", base: asUser, sql: preload, fix: fixNoexec},
 	}
 }
 

@@ -26,8 +26,11 @@ func (i Inside) Data() string { return filepath.Join(i.Root, "data") }
 // Socket is the directory of the scratch service's Unix socket.
 func (i Inside) Socket() string { return filepath.Join(i.Root, "socket") }
 
-// State stands in for runtime_dir and state_dir.
+// State has what stands in for runtime_dir and state_dir.
 func (i Inside) State() string { return filepath.Join(i.Root, "state") }
+
+// Run stands in for runtime_dir.
+func (i Inside) Run() string { return filepath.Join(i.State(), "run") }
 
 // Setup is what the agent knows of the service.
 type Setup struct {
@@ -41,6 +44,7 @@ type Setup struct {
 	Off     []LayerOn         // layers that the service does not have
 	Rules   firewall.Ruleset  // for a node with the addresses of Node
 	Backend string
+	NoGroup string // why no control group can be made for the drill; "" if one can
 	Rows    []string
 	Ablate  bool
 	// Stage is the command line of this program that becomes argv with some layers.
@@ -138,7 +142,7 @@ func (b *box) run(ctx context.Context, attempts []attempt) ([]*trial, error) {
 	}
 	for _, l := range b.on {
 		open := slices.DeleteFunc(slices.Clone(works), func(t *trial) bool {
-			return !b.Ablate && t.settled() || slices.Contains(t.attempt.base, l) || l == Netfilter && !t.attempt.packets
+			return !b.Ablate && t.settled() || slices.Contains(t.attempt.base, l) || l == Netfilter && !t.attempt.packets || l == Cgroup && !t.attempt.bounded
 		})
 		if len(open) == 0 {
 			continue

@@ -30,6 +30,7 @@ type cluster struct {
 	uid    int
 	bin    string
 	inside Inside
+	layers []Layer // of the last start
 
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -56,7 +57,7 @@ huge_pages = off
 // makeCluster runs initdb as the drill's user. Services that are not PostgreSQL
 // have none.
 func (b *box) makeCluster(ctx context.Context) error {
-	if err := b.listenUnix(ctx); err != nil {
+	if err := errors.Join(b.listenUnix(ctx), b.listenBus(ctx)); err != nil {
 		return err
 	}
 	if b.Server == "" || !slices.ContainsFunc(chosen(b.Rows), func(a attempt) bool { return a.sql != nil }) {
@@ -90,7 +91,8 @@ func (c *cluster) command(ctx context.Context, name string, args ...string) *exe
 // start starts the server under some layers, and waits until it is ready.
 func (c *cluster) start(ctx context.Context, b *box, layers []Layer) error {
 	run, cancel := context.WithCancel(ctx)
-	c.cmd, c.cancel, c.exited = b.launch(run, layers, b.Server, "-D", b.data), cancel, make(chan struct{})
+	c.layers = layers
+	c.cmd, c.cancel, c.exited = b.launch(run, withoutGroup(layers), b.Server, "-D", b.data), cancel, make(chan struct{})
 	c.log = &serverLog{}
 	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
 	if err := c.cmd.Start(); err != nil {

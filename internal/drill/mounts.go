@@ -28,7 +28,7 @@ func (b *box) makeMounts(context.Context) error {
 		return fmt.Errorf("cannot unmount /run/netns: %w", err)
 	}
 	area := filepath.Join(b.Area, "area")
-	for _, dir := range []string{area, filepath.Join(area, "bin"), filepath.Join(area, "etc"), filepath.Join(area, "state")} {
+	for _, dir := range []string{area, filepath.Join(area, "bin"), filepath.Join(area, "etc"), filepath.Join(area, "state"), filepath.Join(area, "state", "run")} {
 		if err := makeDir(dir, 0); err != nil {
 			return err
 		}
@@ -51,7 +51,7 @@ func (b *box) makeMounts(context.Context) error {
 			return fmt.Errorf("cannot mount %s on %s: %w", m.what, m.where, err)
 		}
 	}
-	return b.addUser()
+	return errors.Join(b.addUser(), b.allowSudo())
 }
 
 // makeDir makes a directory of root's that everybody may pass, or one of the user's
@@ -78,7 +78,7 @@ func (b *box) addUser() error {
 		return fmt.Errorf("cannot add the drill's user: %w", err)
 	}
 	for file, text := range map[string]string{
-		"passwd": lines(string(passwd)) + fmt.Sprintf("%s:x:%d:%d::/nonexistent:/usr/sbin/nologin\n", User, b.UID, b.UID),
+		"passwd": lines(string(passwd)) + fmt.Sprintf("%s:*:%d:%d::/nonexistent:/usr/sbin/nologin\n", User, b.UID, b.UID),
 		"group":  groupsWith(lines(string(group)), b.Groups) + fmt.Sprintf("%s:x:%d:\n", User, b.UID),
 	} {
 		own := filepath.Join(b.Inside.Root, "etc", file)

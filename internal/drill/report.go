@@ -6,15 +6,16 @@ import "slices"
 const (
 	Stopped    = "stopped"
 	NotStopped = "NOT STOPPED"
-	// Open is an attempt that nothing stopped and that only a layer can which this
-	// host does not have.
+	// Open is an attempt that nothing stopped, that only SELinux can, and that is known for it: see
+	// needSELinux. Any other that is not stopped is NotStopped, and makes the report not OK.
 	Open          = "open"
 	NotApplicable = "not applicable"
 )
 
 // Report is what a drill found.
 type Report struct {
-	OK       bool      `json:"ok"` // nothing is NotStopped
+	OK       bool      `json:"ok"`   // nothing is NotStopped
+	Open     []string  `json:"open"` // ROW/NAME of those that are Open: OK all the same
 	Service  string    `json:"service"`
 	Layers   []LayerOn `json:"layers"`
 	Attempts []Result  `json:"attempts"`
@@ -38,8 +39,13 @@ type Result struct {
 	Evidence string  `json:"evidence,omitempty"` // what was seen, in the whole box or, if not applicable, in the control
 	Control  string  `json:"control"`            // what the same act did without the layers
 	Alone    []Layer `json:"alone"`              // layers that stop it alone: with Ablated all of them, else those that were tried
+	Single   string  `json:"single,omitempty"`   // with Ablate: why one layer alone stops it
 	Advice   string  `json:"advice,omitempty"`
 }
+
+// needSELinux are the attempts that nothing but SELinux can stop, docs/drill.md. A host without it is not at
+// fault for them; a new one comes here by a decision, and not because it happens to succeed.
+var needSELinux = []string{"A52/public-socket"}
 
 // trial has the outcomes of an attempt, by box.
 type trial struct {
@@ -78,7 +84,7 @@ func (t trial) stoppers() []Layer {
 // result decides. on are the layers that the service has. Pure.
 func (t trial) result(on []Layer) Result {
 	a := t.attempt
-	r := Result{Row: a.row, Name: a.name, Does: a.does, Control: t.control.text(), Alone: t.stoppers(), Evidence: t.whole.text()}
+	r := Result{Row: a.row, Name: a.name, Does: a.does, Control: t.control.text(), Alone: t.stoppers(), Single: a.single, Evidence: t.whole.text()}
 	switch {
 	case !t.control.Reached:
 		r.Result, r.Evidence = NotApplicable, "without the layers: "+t.control.text()
@@ -86,8 +92,8 @@ func (t trial) result(on []Layer) Result {
 		r.Result = NotApplicable
 	case t.whole.Reached:
 		r.Result, r.Advice = NotStopped, a.fix
-		if len(a.only) > 0 && !slices.ContainsFunc(a.only, func(l Layer) bool { return l != SELinux || slices.Contains(on, l) }) {
-			r.Result, r.Advice = Open, "needs selinux, which this host does not have"
+		if slices.Contains(needSELinux, a.id()) && !slices.Contains(on, SELinux) {
+			r.Result, r.Advice = Open, "needs selinux, which a drill does not put in force"
 		}
 	default:
 		r.Result, r.Layer = Stopped, t.match()
@@ -103,5 +109,14 @@ func (t trial) result(on []Layer) Result {
 
 // finish fills in what follows from the results.
 func (r *Report) finish() {
+	r.Open = []string{}
+	for i, a := range r.Attempts {
+		if !r.Ablated || a.Result != Stopped || len(a.Alone) > 1 {
+			r.Attempts[i].Single = ""
+		}
+		if a.Result == Open {
+			r.Open = append(r.Open, a.Row+"/"+a.Name)
+		}
+	}
 	r.OK = !slices.ContainsFunc(r.Attempts, func(x Result) bool { return x.Result == NotStopped })
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,11 +23,11 @@ import (
 // The exit codes of a launch that did not happen, see internal/launch.
 const (
 	firstLaunchCode = 70
-	lastLaunchCode  = 99
+	lastLaunchCode  = 110
 )
 
 // actTime bounds one act.
-const actTime = 20 * time.Second
+const actTime = time.Minute
 
 // launch prepares a command that becomes argv under some layers.
 func (b *box) launch(ctx context.Context, layers []Layer, argv ...string) *exec.Cmd {
@@ -38,10 +39,21 @@ func (b *box) launch(ctx context.Context, layers []Layer, argv ...string) *exec.
 	return cmd
 }
 
+// withoutGroup is for what a bound of the drill's group has nothing to do with, and might end.
+func withoutGroup(layers []Layer) []Layer {
+	return slices.DeleteFunc(slices.Clone(layers), func(l Layer) bool { return l == Cgroup })
+}
+
 // act has Act do one thing under some layers.
 func (b *box) try(ctx context.Context, layers []Layer, a attempt) (outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, actTime)
 	defer cancel()
+	if a.bounded && b.NoGroup != "" {
+		return absent("%s", b.NoGroup), nil
+	}
+	if !a.bounded {
+		layers = withoutGroup(layers)
+	}
 	cmd := b.launch(ctx, layers, append([]string{b.file("pghardend"), act.Command}, a.act(b)...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 )
 
 // listenUnix makes the sockets that attempts are aimed at. They are this process's
@@ -13,7 +14,7 @@ func (b *box) listenUnix(ctx context.Context) error {
 	for _, s := range []struct {
 		name string
 		mode os.FileMode
-	}{{"@" + abstractName, 0}, {b.rootSocket(), 0o600}, {b.publicSocket(), 0o666}} {
+	}{{"@" + abstractName, 0}, {b.rootSocket(), 0o600}, {b.agentSocket(), 0o600}, {b.publicSocket(), 0o666}} {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "unix", s.name)
 		if err == nil && s.mode != 0 {
 			err = os.Chmod(s.name, s.mode)
@@ -32,4 +33,13 @@ func (b *box) listenUnix(ctx context.Context) error {
 		}()
 	}
 	return nil
+}
+
+// lowestAddress is what everybody can map, proc_sys_vm(5).
+func lowestAddress() string {
+	data, err := os.ReadFile("/proc/sys/vm/mmap_min_addr")
+	if err != nil {
+		return "65536"
+	}
+	return strings.TrimSpace(string(data))
 }

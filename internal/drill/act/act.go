@@ -106,75 +106,43 @@ func run(name string, args arguments) (code int) {
 }
 
 func find(name string) func(arguments) outcome {
-	switch name {
-	case "wait":
-		return wait
-	case "drop":
-		return drop
-	case "loader":
-		return loader
-	case "memfd":
-		return memfd
-	case "become":
-		return become
-	case "ptrace":
-		return ptrace
-	case "vm-read":
-		return vmRead
-	case "proc-mem":
-		return procMem
-	case "kill":
-		return kill
-	case "userns":
-		return userns
-	case "mount":
-		return mount
-	case "setns":
-		return setns
-	case "chroot":
-		return chroot
-	}
-	return findOther(name)
-}
-
-func findOther(name string) func(arguments) outcome {
-	switch name {
-	case "bpf":
-		return bpf
-	case "perf":
-		return perf
-	case "io_uring":
-		return ioUring
-	case "keyctl":
-		return keyctl
-	case "call":
-		return plainCall
-	case "socket":
-		return socket
-	case "tcp":
-		return tcp
-	case "udp":
-		return udp
-	case "unix":
-		return unixSocket
-	case "open":
-		return openOnly
-	case "append":
-		return appendTo
-	case "create":
-		return create
-	case "replace":
-		return replace
-	case "fork":
-		return forkMany
-	case "files":
-		return openMany
-	case "tiocsti":
-		return tiocsti
-	case "core":
-		return core
-	}
-	return nil
+	return map[string]func(arguments) outcome{
+		"wait":          wait,
+		"drop":          drop,
+		"loader":        loader,
+		"memfd":         memfd,
+		"page0":         page0,
+		"become":        become,
+		"ptrace":        ptrace,
+		"vm-read":       vmRead,
+		"proc-mem":      procMem,
+		"proc-mem-read": procMemRead,
+		"kill":          kill,
+		"userns":        userns,
+		"mount":         mount,
+		"setns":         setns,
+		"chroot":        chroot,
+		"bpf":           bpf,
+		"perf":          perf,
+		"io_uring":      ioUring,
+		"keyctl":        keyctl,
+		"call":          plainCall,
+		"socket":        socket,
+		"netfilter":     netfilterDump,
+		"tcp":           tcp,
+		"udp":           udp,
+		"unix":          unixSocket,
+		"open":          openOnly,
+		"append":        appendTo,
+		"create":        create,
+		"replace":       replace,
+		"fork":          forkMany,
+		"files":         openMany,
+		"memory":        memory,
+		"bus":           bus,
+		"tiocsti":       tiocsti,
+		"core":          core,
+	}[name]
 }
 
 // wait is the bystander: it may be traced, and ends with its standard input.
@@ -233,7 +201,7 @@ func execute(argv ...string) outcome {
 	return stopped("execve", syscall.Exec(argv[0], argv, []string{"PATH=/usr/bin:/bin"}))
 }
 
-func become(a arguments) outcome { return execute(a.word(0), a.word(1)) }
+func become(a arguments) outcome { return execute(a...) }
 
 func drop(a arguments) outcome {
 	if step, err := copyTo(a.word(1), a.word(0)); err != nil {

@@ -27,7 +27,9 @@ func past(o outcome, after syscall.Errno) outcome {
 }
 
 // inChild runs system calls in a child that shares nothing but the program's text
-// and ends at once. The child's exit status is the error number.
+// and ends at once. The child's exit status is the error number. What do calls is
+// nosplit: where a function asks for stack, the child may instead obey a preemption
+// that was meant for its parent, and wait for ever for a thread that it does not have.
 //
 //go:norace
 func inChild(flags uintptr, name string, do func() syscall.Errno) outcome {
@@ -66,6 +68,7 @@ var (
 )
 
 //go:norace
+//go:nosplit
 func mountTmpfs() syscall.Errno {
 	_, _, errno := syscall.RawSyscall6(syscall.SYS_MOUNT, uintptr(unsafe.Pointer(&root)), uintptr(unsafe.Pointer(&root)), 0,
 		syscall.MS_REC|syscall.MS_PRIVATE, 0, 0)
@@ -82,6 +85,7 @@ func userns(arguments) outcome {
 }
 
 //go:norace
+//go:nosplit
 func unshareAndMount() syscall.Errno {
 	_, _, errno := syscall.RawSyscall(syscall.SYS_UNSHARE, syscall.CLONE_NEWNS, 0, 0)
 	if errno == 0 {
@@ -171,8 +175,12 @@ func vmRead(a arguments) outcome {
 	return past(call("process_vm_readv", a.call(1), a.call(0), uintptr(unsafe.Pointer(&local)), 1, uintptr(unsafe.Pointer(&remote)), 1), syscall.EFAULT)
 }
 
-func procMem(a arguments) outcome {
-	return opened(syscall.Open("/proc/"+strconv.Itoa(a.number(0))+"/mem", syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+func procMem(a arguments) outcome { return openMem(a, syscall.O_RDWR) }
+
+func procMemRead(a arguments) outcome { return openMem(a, syscall.O_RDONLY) }
+
+func openMem(a arguments, how int) outcome {
+	return opened(syscall.Open("/proc/"+strconv.Itoa(a.number(0))+"/mem", how|syscall.O_CLOEXEC, 0))
 }
 
 func kill(a arguments) outcome { return stopped("kill", syscall.Kill(a.number(0), 0)) }
