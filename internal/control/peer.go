@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,12 +58,12 @@ func peerOf(ctx context.Context) string {
 }
 
 // A name that useradd(8) would take, so that nothing else gets into a log.
-var userName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.@\\-]{0,63}$`)
+var userName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.@\\-]{0,63}$`) })
 
 // sudoUser takes who called sudo(8) out of an environment, and nothing else.
 func sudoUser(environ []byte) string {
 	for entry := range bytes.SplitSeq(environ, []byte{0}) {
-		if name, ok := bytes.CutPrefix(entry, []byte("SUDO_USER=")); ok && userName.Match(name) {
+		if name, ok := bytes.CutPrefix(entry, []byte("SUDO_USER=")); ok && userName().Match(name) {
 			return string(name)
 		}
 	}

@@ -46,6 +46,7 @@ type Metrics struct {
 	drifts  family
 	denied  family
 	execs   family
+	selinux family
 	repairs map[string]*histogram // by resource
 	lost    uint64
 	failed  uint64 // scrapes that could not read the packets
@@ -79,7 +80,7 @@ const other = "other"
 func New(version, backend string, source Source) *Metrics {
 	return &Metrics{
 		version: version, backend: backend, source: source,
-		drifts: newFamily(maxDrifts), denied: newFamily(maxDenied), execs: newFamily(maxDenied), repairs: map[string]*histogram{},
+		drifts: newFamily(maxDrifts), denied: newFamily(maxDenied), execs: newFamily(maxDenied), selinux: newFamily(maxDenied), repairs: map[string]*histogram{},
 		asking: make(chan struct{}, 1),
 	}
 }
@@ -116,6 +117,13 @@ func (m *Metrics) Blocked(n uint64, service string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.execs.add(n, service)
+}
+
+// DeniedSELinux counts an access that SELinux denied a service, to a class of objects.
+func (m *Metrics) DeniedSELinux(service, class string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.selinux.add(1, service, class)
 }
 
 // Lost counts an overrun of a source of events.

@@ -75,6 +75,7 @@ func TestPage(t *testing.T) {
 	m.Repaired("firewall", time.Hour)
 	m.Denied(1, "postgres", "execve")
 	m.Blocked(2, "postgres")
+	m.DeniedSELinux("postgres", "file")
 	m.Lost()
 	const want = `# HELP pghardend_build_info The daemon's version and the backend of iptables in use.
 # TYPE pghardend_build_info gauge
@@ -135,6 +136,9 @@ pghardend_denied_syscalls_total{service="postgres",syscall="execve"} 1
 # HELP pghardend_denied_execs_total Programs that a service tried to execute and may not.
 # TYPE pghardend_denied_execs_total counter
 pghardend_denied_execs_total{service="postgres"} 2
+# HELP pghardend_denied_selinux_total Accesses that SELinux denied a service, by class of what it wanted.
+# TYPE pghardend_denied_selinux_total counter
+pghardend_denied_selinux_total{service="postgres",class="file"} 1
 # HELP pghardend_events_lost_total Times that notifications of changes were lost; all is read anew then.
 # TYPE pghardend_events_lost_total counter
 pghardend_events_lost_total 1

@@ -81,6 +81,7 @@ func (m *Metrics) page(ctx context.Context) []byte {
 	p.repairs(m.repairs)
 	p.counts("pghardend_denied_syscalls_total", "Syscalls that a seccomp filter denied and the kernel recorded.", m.denied, "service", "syscall")
 	p.counts("pghardend_denied_execs_total", "Programs that a service tried to execute and may not.", m.execs, "service")
+	p.counts("pghardend_denied_selinux_total", "Accesses that SELinux denied a service, by class of what it wanted.", m.selinux, "service", "class")
 	p.single("pghardend_events_lost_total", "counter", "Times that notifications of changes were lost; all is read anew then.", float64(m.lost))
 	p.single("pghardend_scrape_errors_total", "counter", "Times that not all packet counters could be read.", float64(m.failed))
 	return p.Bytes()

@@ -43,6 +43,12 @@ func (k *keeper) look(ctx context.Context) (found, error) {
 			return f, err
 		}
 	}
+	if k.spec.DataDir == "" && k.spec.LaunchFile != "" {
+		f, err := k.lookByLaunch(ctx)
+		if err != nil || f.proc != nil {
+			return f, err
+		}
+	}
 	return found{stopped: rec.Stopped, reason: rec.Reason}, nil
 }
 

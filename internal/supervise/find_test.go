@@ -2,6 +2,8 @@ package supervise
 
 import (
 	"context"
+	"errors"
+	"os"
 	"strings"
 	"testing"
 )
@@ -37,4 +39,31 @@ func TestFindAndStopRunning(t *testing.T) {
 	if err := StopRunning(ctx, spec, nil); err == nil || !alive(t, other) {
 		t.Errorf("StopRunning of another's: %v", err)
 	}
+}
+
+// A service that is being started is waited for, not taken for another's.
+func TestFindDuringTheLaunch(t *testing.T) {
+	t.Parallel()
+	r := newServerRig(t)
+	launched := r.file("launched")
+	r.Argv = append([]string{self(t), "play-launch", "-await", launched}, r.Argv...)
+	d := r.daemon()
+	var rec record
+	await(t, "the record of the start", func() bool {
+		var err error
+		rec, err = readRecord(t.Context(), r.Record)
+		return err == nil && rec.PID > 0
+	})
+	short, cancel := context.WithTimeout(t.Context(), 10*startLook)
+	defer cancel()
+	if pid, err := Find(short, r.spec()); pid != 0 || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Find: %d, %v", pid, err)
+	}
+	if err := os.WriteFile(launched, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if pid, err := Find(t.Context(), r.spec()); pid != rec.PID || err != nil {
+		t.Errorf("Find: %d, %v, want %d", pid, err, rec.PID)
+	}
+	d.await(StateReady)
 }

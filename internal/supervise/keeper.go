@@ -35,6 +35,7 @@ type keeper struct {
 	passed   bool   // the gate of Spec is behind us
 	wanted   bool   // Start was asked for after a stop, whatever the record says
 	again    bool   // the next launch is one by the back-off
+	reason   string // how an external service ended
 	starters []chan<- error
 	stoppers []chan<- error
 }
@@ -136,11 +137,13 @@ func (k *keeper) find(ctx context.Context) phase {
 	case f.proc != nil:
 		k.proc, k.exe = f.proc, f.exe
 		k.proc.watch(&k.wg)
-		if f.stopped && !k.wanted {
+		if f.stopped && !k.wanted && !k.spec.External {
 			k.adopted = true
 			return k.stop
 		}
 		return k.settle
+	case k.spec.External:
+		return k.outside
 	case f.stopped && !k.wanted:
 		k.set(StateStopped, f.reason)
 		return k.stopped

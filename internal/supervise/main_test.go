@@ -70,8 +70,8 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// playLaunch [-u UID:GID] [-need FILE] ARGV… is a launch stage: it refuses while
-// FILE is missing, else drops to the user and becomes ARGV.
+// playLaunch [-u UID:GID] [-need FILE] [-await FILE] ARGV… is a launch stage: it refuses while
+// FILE is missing, or waits for it, else drops to the user and becomes ARGV.
 func playLaunch(args []string) error {
 	for len(args) > 1 && args[0][0] == '-' {
 		switch args[0] {
@@ -80,6 +80,10 @@ func playLaunch(args []string) error {
 				line, _ := json.Marshal(report{Step: "data-dir", Error: "cannot start service t: step data-dir: " + args[1] + " is missing", Code: 77})
 				_, _ = unix.Write(reportFD, line)
 				os.Exit(77)
+			}
+		case "-await":
+			for _, err := os.Stat(args[1]); err != nil; _, err = os.Stat(args[1]) {
+				<-time.After(time.Millisecond)
 			}
 		case "-u":
 			var uid, gid int

@@ -160,6 +160,10 @@ func (k *keeper) busy(r request) phase {
 		k.starters = append(k.starters, r.reply)
 		return nil
 	}
+	if err := k.proc.mayStop(); err != nil { // a stop that nobody carries out is not begun
+		r.reply <- err
+		return nil
+	}
 	k.stoppers = append(k.stoppers, r.reply)
 	return k.stop
 }
@@ -204,6 +208,9 @@ func (k *keeper) judge(ctx context.Context, e exit) phase {
 	switch {
 	case ctx.Err() != nil:
 		return nil
+	case k.spec.External:
+		k.reason = e.String()
+		return k.outside
 	case k.refusal != "":
 		return k.retry(k.refusal)
 	case byHand:
@@ -269,6 +276,10 @@ func (k *keeper) halt(ctx context.Context, reason string) phase {
 	k.set(StateStopped, reason)
 	k.answer(&k.starters, errors.New(cmp.Or(reason, "it was stopped")))
 	k.answer(&k.stoppers, nil)
+	if k.spec.External {
+		k.reason = reason
+		return k.outside
+	}
 	return k.stopped
 }
 
@@ -307,6 +318,9 @@ func (k *keeper) fail(why string) phase {
 	err := errors.New(why)
 	k.answer(&k.starters, err)
 	k.answer(&k.stoppers, err)
+	if k.spec.External {
+		return k.lookAgain
+	}
 	return func(ctx context.Context) phase { return k.untilStart(ctx, err) }
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -67,6 +68,9 @@ func dialPostmaster(ctx context.Context, pf pidFile) (net.Conn, error) {
 	if pf.socketDir != "" {
 		path := filepath.Join(pf.socketDir, ".s.PGSQL."+strconv.Itoa(pf.port))
 		conn, err := dialer.DialContext(ctx, "unix", path)
+		if errors.Is(err, os.ErrNotExist) { // a daemon with a /tmp of its own does not see the server's
+			conn, err = dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/%d/root%s", pf.pid, path))
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -135,6 +135,15 @@ func (p *process) signal(sig unix.Signal) error {
 	return nil
 }
 
+// mayStop says whether this daemon may signal the process.
+func (p *process) mayStop() error {
+	err := p.signal(0)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("this daemon may not signal pid %d, since its unit does not leave it CAP_KILL: `systemctl stop` the unit of the service: %w", p.pid, unix.EPERM)
+	}
+	return nil
+}
+
 // watch closes ended at the end of the process. It occupies no thread while it
 // waits, and returns without a word when the process is closed.
 func (p *process) watch(wg *sync.WaitGroup) {

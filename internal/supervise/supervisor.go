@@ -33,6 +33,7 @@ type Spec struct {
 	Exe          string        // the service's executable, as /proc/PID/exe shows it after the launch stage
 	DataDir      string        // postgres' data directory; "" for services that have none
 	RecordFile   string        // runtime_dir/services/NAME.json
+	LaunchFile   string        // what a launch without privileges leaves, of its process; "" for none
 	LogFile      *os.File      // stdout and stderr of the service; nil: the daemon's stderr. Never a pipe to the daemon
 	StartTimeout time.Duration // after this, "starting" is complained about; 0 means 60 s
 	StopTimeout  time.Duration // from SIGINT to SIGQUIT, and from there to giving up; 0 means 60 s
@@ -43,6 +44,9 @@ type Spec struct {
 	// Begun is told of each process of the service, before it is more than ours or when
 	// it is adopted. nil: nobody is told.
 	Begun func(ctx context.Context, pid int)
+	// External: something else starts the service, such as a unit of its own; it is
+	// adopted whenever it runs, and never started here. See external.go.
+	External bool
 	// Gate holds back the first start (not an adoption) until it is closed. nil: none.
 	Gate <-chan struct{}
 }

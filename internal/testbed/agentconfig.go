@@ -13,6 +13,7 @@ type AgentConfig struct {
 	Node     string // default: not written, so that it is the host's name
 	Backend  string // firewall.backend: auto, nft or legacy
 	Interval string // reconcile.interval, such as "1s"
+	Full     string // reconcile.full, the same
 	Scope    string // firewall.scope: host or siblings
 
 	AcceptWide []string       // firewall.accept_wide
@@ -39,6 +40,7 @@ type Service struct {
 	Landlock     map[string]any `yaml:"landlock,omitempty"`
 	Mounts       map[string]any `yaml:"mounts,omitempty"`
 	Cgroup       map[string]any `yaml:"cgroup,omitempty"` // default: off, since VMs share those of the machine
+	SELinux      map[string]any `yaml:"selinux,omitempty"`
 
 	Mode          string `yaml:"mode,omitempty"`
 	ComplainUntil string `yaml:"complain_until,omitempty"`
@@ -101,7 +103,7 @@ func (c AgentConfig) yaml(dir string) (string, error) {
 		Agent     section            `yaml:"agent,omitempty"`
 		Services  map[string]Service `yaml:"services,omitempty"`
 	}{Version: 1, Node: c.Node, PeersFile: peersFile, Runtime: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"),
-		Firewall: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Agent: c.Agent, Services: c.Services}
+		Firewall: section{}, Reconcile: section{}, Flows: c.Flows, Sysctl: c.Sysctl, Agent: c.Agent, Services: c.Services}
 	off := map[string]any{"mode": "off"}
 	if _, ok := file.Agent["cgroup"]; !ok {
 		file.Agent = maps.Clone(file.Agent)
@@ -126,8 +128,10 @@ func (c AgentConfig) yaml(dir string) (string, error) {
 	if len(c.AcceptWide) > 0 {
 		file.Firewall["accept_wide"] = c.AcceptWide
 	}
-	if c.Interval != "" {
-		file.Reconcile = section{"interval": c.Interval}
+	for key, value := range map[string]string{"interval": c.Interval, "full": c.Full} {
+		if value != "" {
+			file.Reconcile[key] = value
+		}
 	}
 	return renderYAML(file)
 }

@@ -241,8 +241,15 @@ func (c *Cluster) daemon() *daemon {
 // Log returns the last lines of the server's log, if Start started it.
 func (c *Cluster) Log() string { return tail(c.log) }
 
+// serverVariable, in the environment, is the directory of the server's programs, for tests of another server than the one
+// that is installed. It is root's, and has the clients' programs as well.
+const serverVariable = "PGHARDEND_TEST_SERVER"
+
 // binDir finds the newest server programs where Debian, and then Red Hat, put them.
 func binDir() (string, error) {
+	if dir := os.Getenv(serverVariable); dir != "" {
+		return dir, nil
+	}
 	best, version := "", -1.0
 	for _, pattern := range []string{"/usr/lib/postgresql/*/bin/initdb", "/usr/pgsql-*/bin/initdb", "/usr/bin/initdb"} {
 		found, err := filepath.Glob(pattern)
