@@ -117,6 +117,7 @@ type cgroupRecord struct {
 	processID
 	Groups  []limits.CgroupGroup   `json:"groups"`
 	Missing []limits.CgroupMissing `json:"unmet"`
+	Unit    bool                   `json:"unit,omitempty"` // they are the unit's
 }
 
 func readCgroupRecord(path string) (r cgroupRecord, ok bool) {
@@ -138,7 +139,7 @@ func (s *cgroupStage) leaveRecord(ctx context.Context, made limits.CgroupPlan) e
 	if err != nil {
 		return fmt.Errorf("cannot note the control groups: %w", err)
 	}
-	data, err := json.Marshal(cgroupRecord{identity, made.Groups, made.Missing})
+	data, err := json.Marshal(cgroupRecord{processID: identity, Groups: made.Groups, Missing: made.Missing})
 	if err == nil {
 		_, err = file.Write(append(data, '\n'))
 	}
@@ -166,10 +167,13 @@ func ReadCgroup(ctx context.Context, spec Spec, pid int) (CgroupState, error) {
 	if err != nil {
 		return s, fmt.Errorf("cannot identify process %d of service %s: %w", pid, spec.Service, err)
 	}
-	record, ok := readCgroupRecord(recordPath(spec.Cgroup.RecordDir, spec.Service, pid))
-	if !ok || record.processID != id {
+	var record cgroupRecord
+	if !readLaunch(spec.Cgroup.RecordDir, spec.Service, id, "cgroup", &record) {
 		s.Fault = "no record of its launch: it was started without control groups, by something else or by an older version, or runtime_dir was emptied: restart it"
 		return s, nil
+	}
+	if record.Unit {
+		spec.Cgroup = spec.Cgroup.ofUnit()
 	}
 	want, err := spec.Cgroup.want(ctx)
 	s.Plan = limits.CgroupPlan{Groups: record.Groups, Missing: record.Missing}.Revise(want)

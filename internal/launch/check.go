@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,11 +17,16 @@ import (
 type prepared struct {
 	identity    Identity
 	filter      *sandbox.Filter
+	gate        *execGate // nil for none
 	environment environment
 	landlock    *landlockStage
 	mounts      *mountStage
 	cgroup      *cgroupStage
+	selinux     *selinuxStage
 	complain    bool // neither filter nor Landlock
+	filters     int  // that are loaded already
+	unit        bool // not root's, a unit has confined it
+	launcher    string
 }
 
 // Check finds every reason to refuse a launch that can be known before it, and
@@ -40,13 +46,18 @@ func Check(ctx context.Context, spec Spec) (Identity, error) {
 func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 	p := &prepared{}
 	var self sandbox.Status
+	compiled := compileAside(spec.Seccomp)
 	checks := []step{
 		{StepSpec, func() error { return specFault(spec) }},
 		{StepPrivilege, func() (err error) {
 			if self, err = sandbox.ReadStatus(ctx, 0); err != nil {
 				return err
 			}
-			return privilegeFault(self)
+			p.filters, p.unit = self.Filters, self.UIDs[1] != 0
+			if p.unit {
+				return nil
+			}
+			return privilegeFault(self, spec.PrivilegeHint)
 		}},
 		{StepUser, func() (err error) {
 			p.identity, err = resolveUser(ctx, spec)
@@ -56,32 +67,46 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 			p.identity.Groups, err = resolveGroups(ctx, spec, p.identity)
 			return err
 		}},
+		{StepUnit, func() error { return p.checkUnit(ctx, spec, self) }},
 		{StepBinary, func() error { return checkBinary(ctx, spec, p.identity) }},
 		{StepBinary, func() error { return checkHelpers(ctx, spec, p.identity) }},
 		{StepDataDir, func() error { return checkDataDir(ctx, spec.DataDir, p.identity) }},
 		{StepLimits, func() error { return checkLimits(ctx, spec.Limits) }},
 		{StepCapabilities, func() error { return capabilityFault(self, spec.Capabilities) }},
-		{StepSeccomp, func() (err error) {
-			if err = seccompFault(probeSeccomp()); err != nil {
-				return err
-			}
-			p.filter, err = sandbox.Compile(spec.Seccomp)
-			return err
-		}},
 		{StepEnvironment, func() (err error) {
-			if p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.Environment); err != nil {
+			if p.environment, err = buildEnvironment(os.Environ(), os.Getpid(), p.identity, spec.variables()); err != nil {
 				return err
 			}
 			score, err := oomScore(spec)
 			p.environment = p.environment.withoutIdleOOM(score)
 			return err
 		}},
+		{StepSELinux, func() (err error) {
+			p.selinux, err = checkSELinux(ctx, spec)
+			return err
+		}},
 		{StepMounts, func() (err error) {
+			if p.unit {
+				return checkUnitMounts(ctx, spec, p.launcher)
+			}
 			p.mounts, err = checkMounts(ctx, spec, self)
 			return err
 		}},
 		{StepCgroup, func() (err error) {
+			if p.unit {
+				spec.Cgroup = spec.Cgroup.ofUnit()
+			}
 			p.cgroup, err = checkCgroup(ctx, spec)
+			return err
+		}},
+		// Late: the compiler has had the time of the checks above.
+		{StepSeccomp, func() (err error) {
+			if err = seccompFault(probeSeccomp()); err != nil {
+				return err
+			}
+			if p.filter, err = compiled(); err == nil {
+				p.gate, err = checkGate(ctx, spec, self, spec.Complain.At(time.Now()))
+			}
 			return err
 		}},
 		// The last one: it holds descriptors.
@@ -102,17 +127,36 @@ func prepare(ctx context.Context, spec Spec) (*prepared, *Error) {
 	return p, nil
 }
 
+// compileAside compiles on another CPU, if there is one, which takes as long as all checks. The result
+// waits for it.
+func compileAside(p sandbox.Profile) func() (*sandbox.Filter, error) {
+	type result struct {
+		filter *sandbox.Filter
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		f, err := sandbox.Compile(p)
+		done <- result{f, err}
+	}()
+	return func() (*sandbox.Filter, error) {
+		r := <-done
+		return r.filter, r.err
+	}
+}
+
 // capability is the bit of CAP_* in a CapSet.
 func capability(number int) sandbox.CapSet { return sandbox.CapSet(1) << number }
 
-// privilegeFault says what the caller lacks to give privileges away.
-func privilegeFault(self sandbox.Status) error {
-	if euid := self.UIDs[1]; euid != 0 {
-		return fmt.Errorf("running as uid %d: run as root, only root can become another user", euid)
-	}
+// privilegeFault says what the caller lacks to give privileges away. The hint is what
+// else to do about it, if there is something.
+func privilegeFault(self sandbox.Status, hint string) error {
 	needed := capability(unix.CAP_SETUID) | capability(unix.CAP_SETGID) | capability(unix.CAP_SETPCAP)
 	if missing := needed &^ self.Eff; missing != 0 {
-		return fmt.Errorf("running as root without %s: add it to what starts this process (systemd: CapabilityBoundingSet=)", missing)
+		if hint == "" {
+			hint = "add it to what starts this process (systemd: CapabilityBoundingSet=)"
+		}
+		return fmt.Errorf("running as root without %s: %s", missing, hint)
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ const (
 	layerSeccomp      = "seccomp"
 	LayerLandlock     = "landlock"
 	LayerMounts       = "mounts"
+	LayerSELinux      = "selinux"
 )
 
 // Finding is one thing a process was asked for: what was wanted and what the
@@ -44,7 +45,8 @@ func compareStatus(s sandbox.Status, id Identity, keep sandbox.CapSet, lastCap i
 	out := []Finding{
 		dac("uid", fourTimes(id.UID), four(s.UIDs)),
 		dac("gid", fourTimes(id.GID), four(s.GIDs)),
-		dac("groups", numbers(id.Groups), numbers(s.Groups)),
+		// systemd has the primary group among the others as well, which gives nothing more.
+		dac("groups", numbers(id.Groups), numbers(slices.DeleteFunc(slices.Clone(s.Groups), func(g uint32) bool { return g == id.GID }))),
 	}
 	sets := []struct {
 		check string
@@ -64,12 +66,11 @@ func compareStatus(s sandbox.Status, id Identity, keep sandbox.CapSet, lastCap i
 	return append(out, finding(s.PID, layerCapabilities, "no_new_privs", "1", nnp))
 }
 
-// compareSeccomp needs mode 2 (SECCOMP_MODE_FILTER) and a filter, seccomp(2).
-// More than one is right: a filter of the caller's caller, of a container say,
-// comes on top.
-func compareSeccomp(s sandbox.Status) []Finding {
-	count := finding(s.PID, layerSeccomp, "filters", "1 or more", fmt.Sprint(s.Filters))
-	count.OK = s.Filters >= 1
+// compareSeccomp needs mode 2 (SECCOMP_MODE_FILTER) and more filters than there were before the
+// launch, seccomp(2): those of a container or of a unit say nothing of the service's own.
+func compareSeccomp(s sandbox.Status, others before) []Finding {
+	count := finding(s.PID, layerSeccomp, "filters", others.want(), others.got(s))
+	count.OK = others.loaded(s)
 	return []Finding{finding(s.PID, layerSeccomp, "mode", "2", fmt.Sprint(s.Seccomp)), count}
 }
 

@@ -15,7 +15,8 @@
 //
 // # Design
 //
-// exec.go is the only file that knows the order. It is a straight list: first
+// exec.go is the only file that knows the order, and unitexec.go that of a launch
+// without privileges: one that a unit has confined, and that looks whether it has. It is a straight list: first
 // everything that may refuse (nothing has changed yet), then everything that
 // changes the process, then execve. There is no way back in the second half: a
 // step that fails ends the launch, never the confinement. What the kernel made

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,10 +31,22 @@ var managed = []string{
 	"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID",
 }
 
-var (
-	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	localeName   = regexp.MustCompile(`^LC_[A-Z]+$`)
+const (
+	capitals = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	digits   = "0123456789"
 )
+
+// isVariable: letters, digits and _, no digit in front.
+func isVariable(name string) bool {
+	const letters = capitals + "abcdefghijklmnopqrstuvwxyz_"
+	return name != "" && !strings.Contains(digits, name[:1]) && strings.Trim(name, letters+digits) == ""
+}
+
+// isLocale: LC_ALL, LC_MESSAGES and the like.
+func isLocale(name string) bool {
+	category, ok := strings.CutPrefix(name, "LC_")
+	return ok && category != "" && strings.Trim(category, capitals) == ""
+}
 
 // buildEnvironment starts from nothing and adds, later ones winning: what is
 // fixed, what the allow-list lets through of the caller's, and extra.
@@ -48,7 +59,7 @@ func buildEnvironment(caller []string, pid int, id Identity, extra []string) (en
 	}
 	to := map[string]string{"PATH": fixedPath, "HOME": id.Home, "USER": id.User, "LOGNAME": id.User}
 	for name, value := range from {
-		if slices.Contains(inherited, name) || localeName.MatchString(name) {
+		if slices.Contains(inherited, name) || isLocale(name) {
 			to[name] = value
 		}
 	}
@@ -124,7 +135,7 @@ func variableFault(name string, complete bool, value string) error {
 	switch {
 	case !complete:
 		return fmt.Errorf("environment: %q has no value: write NAME=value", name)
-	case !variableName.MatchString(name):
+	case !isVariable(name):
 		return fmt.Errorf("environment: %q is not the name of a variable: use letters, digits and _", name)
 	case strings.ContainsRune(value, 0):
 		return fmt.Errorf("environment: the value of %s holds a NUL byte: take it out", name)

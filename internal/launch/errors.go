@@ -11,8 +11,9 @@ type Step string
 
 // The steps in their order, those of Landlock, mounts and control groups aside:
 // StepMounts, StepCgroup and StepLandlock are the last ones before StepUmask,
-// StepEnterCgroup and StepMountsEnter precede StepCwd, and
-// StepLandlockLoad follows StepReadBack. Up to StepLandlock nothing has changed.
+// StepEnterCgroup, StepOOMScore and StepMountsEnter precede StepCwd, StepSELinux precedes StepMounts, StepExecGate precedes
+// StepSetLimits, StepSELinuxLabel follows StepCapabilitySets, and StepLandlockLoad follows StepReadBack. Up to StepLandlock nothing has changed. A launch without
+// privileges has StepUnit after StepGroups, and StepRecord around StepLandlockLoad.
 const (
 	StepSpec         Step = "spec"
 	StepPrivilege    Step = "privilege"
@@ -46,6 +47,14 @@ const (
 	StepMountsEnter Step = "mounts-enter"
 	StepCgroup      Step = "cgroup"
 	StepEnterCgroup Step = "enter-cgroup"
+
+	StepExecGate Step = "exec-gate"
+
+	StepUnit   Step = "unit"
+	StepRecord Step = "record"
+
+	StepSELinux      Step = "selinux"
+	StepSELinuxLabel Step = "selinux-label"
 )
 
 // codes is the table of exit codes. They are part of the command line's
@@ -53,7 +62,7 @@ const (
 // those in common use below and those of shells and systemd above (126 and up).
 var codes = map[Step]int{
 	StepSpec:         71, // no program, no user, a NUL byte, an impossible oom_score_adj
-	StepPrivilege:    72, // not root, or root without CAP_SETUID, CAP_SETGID, CAP_SETPCAP
+	StepPrivilege:    72, // root without CAP_SETUID, CAP_SETGID, CAP_SETPCAP
 	StepUser:         73, // F26: no such user, uid 0, gid 0
 	StepGroups:       74, // F26: stray, missing or privileged groups
 	StepBinary:       75, // F27: the program or a helper: missing, replaceable by others, a link, setuid, a script
@@ -84,6 +93,14 @@ var codes = map[Step]int{
 	StepMountsEnter: 97, // no mount namespace, or its mounts are not as asked for
 	StepCgroup:      98, // required, and the machine or the service manager does not offer it
 	StepEnterCgroup: 99, // the kernel refused the group, or its settings are not as written
+
+	StepExecGate: 100, // page 0 cannot be mapped
+
+	StepSELinux:      101, // F30: required, and disabled, permissive, without the domain, or the transition is denied
+	StepSELinuxLabel: 102, // the kernel refused the label for execve, or has another one
+
+	StepUnit:   103, // not root, and what started the launch has not confined it
+	StepRecord: 104, // the record of a launch without privileges cannot be written
 }
 
 // Error is a launch that did not happen.
@@ -99,7 +116,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Code is the exit code of a process whose launch failed with e: 71 to 99, one
+// Code is the exit code of a process whose launch failed with e: 71 to 104, one
 // for each step.
 func (e *Error) Code() int { return codes[e.Step] }
 

@@ -15,15 +15,17 @@ var allSteps = []Step{
 	StepSpec, StepPrivilege, StepUser, StepGroups, StepBinary, StepDataDir, StepLimits, StepCapabilities,
 	StepSeccomp, StepEnvironment, StepUmask, StepCwd, StepOOMScore, StepSetLimits, StepBoundingSet, StepIdentity,
 	StepCapabilitySets, StepNoNewPrivs, StepReadBack, StepSignals, StepDescriptors, StepSeccompLoad, StepExec,
-	StepLandlock, StepLandlockLoad, StepMounts, StepMountsEnter, StepCgroup, StepEnterCgroup,
+	StepLandlock, StepLandlockLoad, StepMounts, StepMountsEnter, StepCgroup, StepEnterCgroup, StepExecGate,
+	StepSELinux, StepSELinuxLabel, StepUnit, StepRecord,
 }
 
 func TestCodesAreDistinct(t *testing.T) {
 	taken := map[int]Step{}
 	for i, step := range allSteps {
 		code := (&Error{Step: step}).Code()
-		if code != 71+i {
-			t.Errorf("step %s has code %d, want %d: a code must never change", step, code, 71+i)
+		want := 71 + i
+		if code != want {
+			t.Errorf("step %s has code %d, want %d: a code must never change", step, code, want)
 		}
 		if other, ok := taken[code]; ok {
 			t.Errorf("steps %s and %s share code %d", step, other, code)

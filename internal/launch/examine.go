@@ -232,7 +232,7 @@ func (x *examiner) process(ctx context.Context, i int, k kin, digest string) (Pr
 	}
 	if k.role == RoleFirst {
 		findings = append(findings, checkOOMScore(ctx, s.Spec, k.pid, p.OOMScoreAdj)...)
-		f, err := checkEnvironment(k.pid, p.OOMScoreAdj, x.ids[i], s.Spec.Environment)
+		f, err := checkEnvironment(k.pid, p.OOMScoreAdj, x.ids[i], s.Spec.variables())
 		if err != nil {
 			return p, nil, err
 		}

@@ -55,8 +55,15 @@ func become(ctx context.Context, spec Spec, skip map[Step]bool) *Error {
 		return failure
 	}
 	p.complaining(spec, time.Now())
-	p.landlock.openRecord(ctx)
-	for _, s := range steps(ctx, spec, p) {
+	if !p.unit {
+		p.landlock.openRecord(ctx)
+		recordStart(ctx, spec, p.filters)
+	}
+	order := steps(ctx, spec, p)
+	if p.unit {
+		order = unitSteps(ctx, spec, p)
+	}
+	for _, s := range order {
 		if skip[s.name] {
 			continue
 		}
@@ -89,6 +96,10 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// which hide the notes about groups.
 		{StepEnterCgroup, func() error { return p.cgroup.enter(ctx) }},
 
+		// Lowering the score needs CAP_SYS_RESOURCE. Before the mounts, in which procfs
+		// may be read-only.
+		{StepOOMScore, func() error { return setOOMScore(spec.OOMScoreAdj) }},
+
 		// While still root, who alone may mount. Before the working directory is entered,
 		// which would be one of the host's mounts otherwise.
 		{StepMountsEnter, func() error { return p.mounts.enter(ctx, p.environment.sockets) }},
@@ -97,8 +108,8 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// could lie below one the service may not see, or keep a mount busy.
 		{StepCwd, func() error { return enter(spec.DataDir, id) }},
 
-		// Lowering the score needs CAP_SYS_RESOURCE.
-		{StepOOMScore, func() error { return setOOMScore(spec.OOMScoreAdj) }},
+		// While still root, with CAP_SYS_RAWIO.
+		{StepExecGate, func() error { return p.gate.mapPage() }},
 
 		// Before the uid changes, so that the number of processes is counted
 		// against the service's user from its first one.
@@ -114,12 +125,16 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// clears the effective and the ambient set.
 		{StepCapabilitySets, func() error { return sandbox.SetCapabilities(keep) }},
 
+		// Before no_new_privs and Landlock, which could keep it from procfs. It counts at
+		// execve, where the policy has to allow the change of domain under no_new_privs.
+		{StepSELinuxLabel, p.selinux.set},
+
 		// Without it the kernel takes a filter from root only, and root is gone.
 		{StepNoNewPrivs, sandbox.NoNewPrivs},
 
 		// Last moment at which reading procfs is sure to be allowed, first at
 		// which there is nothing left to lose.
-		{StepReadBack, func() error { return readBack(ctx, id, keep) }},
+		{StepReadBack, func() error { return errors.Join(readBack(ctx, id, keep), p.gate.prove()) }},
 
 		// After no_new_privs, without which the kernel takes no rules, and as the
 		// service's user, whom the probes must be allowed by everything else.
@@ -134,7 +149,7 @@ func steps(ctx context.Context, spec Spec, p *prepared) []step {
 		// Last: from here on every call must be one the service may make too.
 		{StepSeccompLoad, func() error { return p.loadFilter(spec.LogDenied) }},
 
-		{StepExec, func() error { return execute(spec, p.environment.vars) }},
+		{StepExec, func() error { return execute(spec, p.gate, p.environment.vars) }},
 	}
 }
 
@@ -186,8 +201,13 @@ func readBack(ctx context.Context, id Identity, keep sandbox.CapSet) error {
 
 // execute is execve(2). syscall.Exec is used since it waits for threads that
 // are just being made, which the kernel would otherwise trip over.
-func execute(spec Spec, env []string) error {
-	err := syscall.Exec(spec.Command[0], spec.Command, env)
+func execute(spec Spec, gate *execGate, env []string) error {
+	var err error
+	if gate != nil && gate.open {
+		err = gate.execute(spec, env)
+	} else {
+		err = syscall.Exec(spec.Command[0], spec.Command, env)
+	}
 	return fmt.Errorf("cannot execute %s: %w%s", spec.Command[0], err, execHint(err, spec.User))
 }
 

@@ -123,7 +123,7 @@ func (h household) claim(pid int, s surroundings) (rank int, why []string) {
 		{h.cgroup != "" && !isRoot(l) && l.cgroup == h.cgroup, "is in the service's cgroup"},
 		{near && !isRoot(l) && overlap(s.listen[pid], h.ports), fmt.Sprintf("listens on a port of the service (%s)", portText(s.listen[pid]))},
 		{near && l.program.is(h.program), "runs " + shown(l.program.path)},
-		{near && slices.Contains(l.status.UIDs[:], h.uid), "has the user " + h.user},
+		{near && slices.Contains(l.status.UIDs[:], h.uid), h.hasUser()},
 	} {
 		if c.holds {
 			rank += 1 << (8 - i)
@@ -132,6 +132,8 @@ func (h household) claim(pid int, s surroundings) (rank int, why []string) {
 	}
 	return rank, why
 }
+
+func (h household) hasUser() string { return "has the user " + h.user }
 
 func overlap(a, b []uint16) bool {
 	return slices.ContainsFunc(a, func(p uint16) bool { return slices.Contains(b, p) })
@@ -157,6 +159,10 @@ func familyFinding(k kin, h household, all map[int]look) Finding {
 		f.Got = fmt.Sprintf("%s; its parent is %d", strings.Join(k.why, ", "), parent)
 		if p, ok := all[parent]; ok {
 			f.Got += " (" + shown(p.status.Name) + ")"
+		}
+		if len(k.why) == 1 && k.why[0] == h.hasUser() {
+			f.Got += "; who breaks into the service can take it over, and with it leave the box: run client programs as another user " +
+				"(psql -U over the socket, let in by a map of pg_ident.conf)"
 		}
 	}
 	return f

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/pghardend/pghardend/pkg/sandbox"
 )
 
 // group is one group of the system.
@@ -232,4 +234,22 @@ func shellQuote(text string) string {
 		return text
 	}
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
+// RunsAs is an error if a process does not run as the service's user, or no more.
+func RunsAs(ctx context.Context, spec Spec, pid int) error {
+	id, err := resolveUser(ctx, spec)
+	if err != nil {
+		return err
+	}
+	status, err := sandbox.ReadStatus(ctx, pid)
+	if err != nil {
+		return err
+	}
+	for _, uid := range status.UIDs {
+		if int(uid) != int(id.UID) || uid == 0 {
+			return fmt.Errorf("process %d runs as uid %d and not as %s", pid, uid, spec.User)
+		}
+	}
+	return nil
 }

@@ -2,7 +2,9 @@ package launch
 
 import (
 	"context"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -132,5 +134,17 @@ func TestShellQuote(t *testing.T) {
 		if got := shellQuote(in); got != want {
 			t.Errorf("%q became %s, want %s", in, got, want)
 		}
+	}
+}
+
+func TestRunsAs(t *testing.T) {
+	// Never root, and never this process, whoever runs the tests.
+	for _, user := range []string{"nobody", "root", "no-such-user"} {
+		if err := RunsAs(t.Context(), Spec{User: user}, os.Getpid()); err == nil && os.Getuid() == 0 {
+			t.Errorf("this process of root runs as %s", user)
+		}
+	}
+	if err := RunsAs(t.Context(), Spec{User: strconv.Itoa(os.Getuid())}, os.Getpid()); (err == nil) != (os.Getuid() != 0) {
+		t.Errorf("uid %d: %v", os.Getuid(), err)
 	}
 }

@@ -2,7 +2,10 @@ package launch
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -152,4 +155,33 @@ func BenchmarkLandlock(b *testing.B) {
 	}
 	b.ReportMetric(float64(check.Microseconds())/float64(b.N), "µs/check")
 	b.ReportMetric(float64(step.Microseconds())/float64(b.N), "µs/step")
+}
+
+// A launch becomes its service from a thread that is not the first, which is a zombie for a moment then. Another
+// launch must not take away the record of a process that lives; one that is really over loses it.
+func TestRecordOfWhoseFirstThreadHasEnded(t *testing.T) {
+	dir, pid := t.TempDir(), startHelper(t)
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil || !strings.Contains(string(stat), ") Z ") {
+		t.Fatalf("the first thread has not ended: %s, %v", stat, err)
+	}
+	id, err := identify(t.Context(), pid)
+	wantNone(t, err)
+	data, err := json.Marshal(launchRecord{processID: id})
+	wantNone(t, err)
+	path := recordPath(dir, "pg", pid)
+	wantNone(t, os.WriteFile(path, data, 0o600))
+	if outdated(t.Context(), path) {
+		t.Error("it counts as gone")
+	}
+	over := exec.Command("/bin/true")
+	wantNone(t, over.Start())
+	defer func() { _ = over.Wait() }()
+	for gone := false; !gone; { // nobody reaps it
+		gone, err = isZombie(over.Process.Pid)
+		wantNone(t, err)
+	}
+	if !outdated(t.Context(), recordPath(dir, "pg", over.Process.Pid)) {
+		t.Error("one that is over counts as alive")
+	}
 }

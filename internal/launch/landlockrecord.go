@@ -107,14 +107,17 @@ func identify(ctx context.Context, pid int) (processID, error) {
 	return processID{PID: pid, Start: start, Boot: strings.TrimSpace(string(boot))}, err
 }
 
-// isZombie says whether a process is only waiting for somebody to reap it.
+// isZombie says whether a process is only waiting for somebody to reap it. While
+// another thread lives it is not: so looks, for a moment, a launch that becomes its
+// service from a thread that is not the first (de_thread in fs/exec.c).
 func isZombie(pid int) (bool, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false, err
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	return len(fields) > 0 && fields[0] == "Z", nil
+	const afterName = 20 - 3 // num_threads, proc(5); field 3 is the first behind the name
+	return len(fields) > afterName && fields[0] == "Z" && fields[afterName] == "1", nil
 }
 
 // parseStart takes the start time from the text of /proc/PID/stat; see parseParent.
@@ -185,8 +188,7 @@ func ReadLandlock(ctx context.Context, spec Spec, pid int) (LandlockState, error
 	if err != nil {
 		return s, fmt.Errorf("cannot identify process %d of service %s: %w", pid, spec.Service, err)
 	}
-	s.record, err = readRecordFile(recordPath(spec.Landlock.RecordDir, spec.Service, pid))
-	if err != nil || s.record.processID != id {
+	if !readLaunch(spec.Landlock.RecordDir, spec.Service, id, "landlock", &s.record) {
 		s.record = launchRecord{}
 		s.Fault = "no record of its launch: it was started without Landlock, by something else or by an older version, or runtime_dir was emptied: restart it"
 	}

@@ -41,7 +41,7 @@ func (p *prepared) complaining(spec Spec, now time.Time) {
 		return
 	}
 	p.landlock.close()
-	p.landlock, p.filter, p.complain = nil, nil, true
+	p.landlock, p.filter, p.gate, p.complain = nil, nil, nil, true
 }
 
 // loadFilter is without effect in a launch that complains, and in no other: a
@@ -62,12 +62,12 @@ func complainFinding(pid int, layer, got string) Finding {
 }
 
 // seccompFindings: with complain the layer is never right, even if a filter is
-// there, which is one of before the mode was changed, or somebody else's.
-func seccompFindings(spec Spec, s sandbox.Status) []Finding {
+// there, which is one of before the mode was changed.
+func seccompFindings(spec Spec, s sandbox.Status, others before) []Finding {
 	switch {
 	case !spec.Complain.At(time.Now()):
-		return compareSeccomp(s)
-	case s.Filters > 0:
+		return compareSeccomp(s, others)
+	case others.loaded(s):
 		return []Finding{complainFinding(s.PID, layerSeccomp, fmt.Sprintf("%s, from the next start on (%d filters)", ModeComplain, s.Filters))}
 	}
 	return []Finding{complainFinding(s.PID, layerSeccomp, ModeComplain)}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,9 @@ type Mounts struct {
 	// Paths lack the program, the helpers, their interpreters and their loaders;
 	// they are added to what is executed.
 	Paths mounts.Spec
+	// Programs are executed from as well by a service that complains: what it
+	// would be denied to execute has to work.
+	Programs []string
 }
 
 // Off says whether the service is to share the caller's mounts.
@@ -59,11 +63,15 @@ func checkMounts(ctx context.Context, spec Spec, self sandbox.Status) (*mountSta
 	if err != nil {
 		return nil, fmt.Errorf("%w; or set services.%s.mounts.mode to %s to start without this layer", err, spec.Service, optionalMode(err))
 	}
-	layout, err := mountLayout(ctx, spec)
+	score, err := oomScore(spec)
 	if err != nil {
 		return nil, err
 	}
-	return &mountStage{layout, spec.Service}, checkMountedCode(spec.Mounts.Paths.Exec)
+	layout, err := mountLayout(ctx, spec, mountedFor{complains: spec.Complain.At(time.Now()), sealProc: score == 0})
+	if err != nil {
+		return nil, err
+	}
+	return &mountStage{layout, spec.Service}, checkMountedCode(layout.Exec())
 }
 
 // optionalMode is the mode that does without what is missing.
@@ -72,22 +80,6 @@ func optionalMode(err error) string {
 		return MountsPreferred
 	}
 	return MountsOff
-}
-
-// mountLayout adds what is executed: each file by itself, and of a program that is
-// installed below a directory of its own (/opt/pgsql/bin/postgres) that directory,
-// since its libraries are there too.
-func mountLayout(ctx context.Context, spec Spec) (mounts.Layout, error) {
-	files, err := executables(spec)
-	if err != nil {
-		return mounts.Layout{}, err
-	}
-	paths := spec.Mounts.Paths
-	paths.Exec = append(append([]string{}, paths.Exec...), files...)
-	if bin := filepath.Dir(spec.Command[0]); filepath.Base(bin) == "bin" && filepath.Dir(bin) != "/" {
-		paths.Exec = append(paths.Exec, filepath.Dir(bin))
-	}
-	return mounts.Resolve(ctx, paths)
 }
 
 // checkMountedCode refuses code that anyone but root could have put there. What is
@@ -189,9 +181,7 @@ func ReadMounts(ctx context.Context, spec Spec, pid int) (MountState, error) {
 	}
 	var err error
 	if s.Own, err = mounts.Own(ctx, pid); err == nil && s.Own {
-		if s.layout, err = mountLayout(ctx, spec); err == nil {
-			s.table, err = mounts.ReadTable(ctx, pid)
-		}
+		s.layout, s.table, err = mountsOf(ctx, spec, pid)
 	}
 	if errors.Is(err, os.ErrNotExist) && !processThere(pid) {
 		err = ErrVanished
@@ -205,7 +195,7 @@ func processThere(pid int) bool {
 
 // RepairMounts gives the mounts of a live process the flags that they lack.
 func RepairMounts(ctx context.Context, spec Spec, pid int) error {
-	layout, err := mountLayout(ctx, spec)
+	layout, _, err := mountsOf(ctx, spec, pid)
 	if err != nil {
 		return err
 	}

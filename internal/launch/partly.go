@@ -15,9 +15,11 @@ var layerSteps = map[string][]Step{
 	layerDAC:          {StepIdentity},
 	layerCapabilities: {StepBoundingSet, StepCapabilitySets},
 	LayerLimits:       {StepSetLimits},
-	layerSeccomp:      {StepSeccompLoad},
+	LayerCgroup:       {StepEnterCgroup},
+	layerSeccomp:      {StepExecGate, StepSeccompLoad},
 	LayerLandlock:     {StepLandlockLoad},
 	LayerMounts:       {StepMountsEnter},
+	LayerSELinux:      {StepSELinuxLabel},
 }
 
 // Layers are those that a launch puts in force, sorted.
@@ -36,8 +38,14 @@ func ExecOnly(ctx context.Context, spec Spec, on []string, report *os.File) erro
 	if skip[StepLandlockLoad] {
 		spec.Landlock.Mode = LandlockOff
 	}
+	if skip[StepEnterCgroup] {
+		spec.Cgroup.Mode = CgroupOff
+	}
 	if skip[StepMountsEnter] {
 		spec.Mounts.Mode = MountsOff
+	}
+	if skip[StepSELinuxLabel] {
+		spec.SELinux.Mode = SELinuxOff
 	}
 	return execWithout(ctx, spec, skip, report)
 }

@@ -28,6 +28,7 @@ type ProfileRecord struct {
 	// configuration does not allow.
 	Wanted []Chosen `json:"wanted,omitempty"`
 	Before []string `json:"before,omitempty"` // features of the launch before
+	Unit   bool     `json:"unit,omitempty"`   // it was a launch without privileges
 }
 
 // RecordProfile writes the record of this process, which is about to become the
@@ -74,8 +75,8 @@ func ReadProfile(ctx context.Context, dir, service string, pid int) (ProfileReco
 		return ProfileRecord{}, false, fmt.Errorf("cannot identify process %d of service %s: %w", pid, service, err)
 	}
 	var r ProfileRecord
-	if err := readRecord(recordPath(dir, service, pid), &r); err != nil || r.processID != id {
-		return ProfileRecord{}, false, nil //nolint:nilerr // a record that cannot be read is none
+	if !readLaunch(dir, service, id, "profile", &r) {
+		return ProfileRecord{}, false, nil
 	}
 	return r, true, nil
 }

@@ -27,10 +27,15 @@ type Spec struct {
 	Landlock     Landlock
 	Mounts       Mounts
 	Cgroup       Cgroup
-	Environment  []string // NAME=value, on top of the allow-list
-	OOMScoreAdj  *int     // -1000..1000, proc(5); nil leaves it
-	Complain     Complain // the zero value enforces
-	LogDenied    bool     // the kernel makes an audit record of each denied call
+	SELinux      SELinux
+	Environment  []string      // NAME=value, on top of the allow-list
+	OOMScoreAdj  *int          // -1000..1000, proc(5); nil leaves it
+	Complain     Complain      // the zero value enforces
+	LogDenied    bool          // the kernel makes an audit record of each denied call
+	RecordDir    string        // where Exec leaves for Verify what it found in force already; "" for nowhere
+	Features     ProfileRecord // what Seccomp was made of, for the record of a launch without privileges
+	// PrivilegeHint is what to do where the launch lacks a capability; "" if that is for whoever starts it to know.
+	PrivilegeHint string
 }
 
 // Identity is who a service runs as, numbers as the kernel knows them.

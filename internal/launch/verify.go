@@ -27,7 +27,7 @@ const endingGrace = 2 * time.Second
 
 // Verify compares the kernel's view of one live process of the service with the
 // Spec: uid, gid, groups, the five capability sets, no_new_privs, seccomp,
-// limits, mounts and program. Root is needed to see the program of another user.
+// limits, mounts, SELinux label and program. Root is needed to see the program of another user.
 //
 // The program must be spec.Command[0] itself for the process others of the
 // service descend from. Children may have executed a helper (the shell of an
@@ -117,6 +117,10 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 	if err != nil {
 		return nil, err
 	}
+	others, err := filtersBefore(ctx, spec, status)
+	if err != nil {
+		return nil, err
+	}
 	set, err := limits.Read(ctx, pid)
 	if err != nil {
 		return nil, err
@@ -126,7 +130,12 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 		return nil, err
 	}
 	findings := compareStatus(status, id, spec.Capabilities, lastCap)
-	findings = append(findings, seccompFindings(spec, status)...)
+	findings = append(findings, seccompFindings(spec, status, others)...)
+	gate, err := gateFinding(ctx, spec, status)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, gate...)
 	findings = append(findings, compareLimits(pid, spec.Limits, set)...)
 	mounted, err := ReadMounts(ctx, spec, pid)
 	if err != nil {
@@ -134,6 +143,11 @@ func inspect(ctx context.Context, spec Spec, id Identity, pid int) ([]Finding, e
 	}
 	findings = append(findings, mounted.Findings(pid)...)
 	child := childOfService(ctx, id, status)
+	labels, err := selinuxFindings(ctx, spec, pid, child)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, labels...)
 	return append(findings, compareProgram(pid, spec.Command[0], exe, child)), nil
 }
 

@@ -56,7 +56,7 @@ func environmentFaults(got []string, id Identity, extra []string) []string {
 			faults = append(faults, shown(name)+" is there twice")
 		case isFixed && value != want:
 			faults = append(faults, shown(name)+" has another value")
-		case !isFixed && !slices.Contains(inherited, name) && !slices.Contains(managed, name) && !localeName.MatchString(name):
+		case !isFixed && !slices.Contains(inherited, name) && !slices.Contains(managed, name) && !isLocale(name):
 			faults = append(faults, shown(name)+" is not allowed")
 		}
 		seen[name] = true

@@ -61,7 +61,7 @@ func TestCompareStatus(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := confined()
 			c.change(&s)
-			findings := append(compareStatus(s, id, c.keep, 40), compareSeccomp(s)...)
+			findings := append(compareStatus(s, id, c.keep, 40), compareSeccomp(s, before{known: true})...)
 			if got := faults(findings); got != c.want {
 				t.Errorf("faults %q, want %q", got, c.want)
 			}
@@ -71,6 +71,20 @@ func TestCompareStatus(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Filters of a container or a unit, which are on the agent too, are not taken for the service's own.
+func TestFiltersOfOthersDoNotCount(t *testing.T) {
+	for filters, want := range map[int]string{0: "mode filters", 10: "filters", 11: "filters", 12: ""} {
+		s := confined()
+		s.Filters = filters
+		if filters == 0 {
+			s.Seccomp = 0
+		}
+		if got := faults(compareSeccomp(s, before{filters: 11, known: true})); got != want {
+			t.Errorf("%d filters beside 11 of the agent's: faults %q, want %q", filters, got, want)
+		}
 	}
 }
 
