@@ -36,6 +36,7 @@ type Agent struct {
 	metrics  *agentMetrics
 	complain *complainWatch
 	denials  *denials
+	policy   *selinuxWatch
 	alarms   *alarms
 	desired  atomic.Pointer[Desired]
 	asking   chan struct{} // holds a token while a request is with the source
@@ -47,9 +48,11 @@ type Agent struct {
 	processes *processesResource
 	files     *filesResource
 	cgroups   *cgroupsResource
+	selinux   *selinuxResource
 	looks     looks
 	profiles  profileWatch
 	heap      heap
+	repairs   repairs
 
 	scoreFault error // why the agent has not the OOM score that is asked for
 
@@ -88,12 +91,14 @@ func Run(ctx context.Context, configFile, version string, reload <-chan struct{}
 	a.cgroups.self, a.scoreFault = own, setOwnScore(ctx, cfg)
 	a.rules = newRuleWatch(fw, log)
 	a.alarms = newAlarms(fw, a.loop.Alarm, a.rules.answer, a.metrics.lost, log)
+	a.alarms.promote = a.promote
 	source.watch = newFileWatch(a.filesChanged, log)
 	server, err := control.Listen(ctx, cfg.RuntimeDir, a, log)
 	if err != nil {
 		return err
 	}
 	a.events.note(control.KindDaemon, fmt.Sprintf("version %s started, backend %s", version, fw.Backend()))
+	a.tellOfLoad()
 	log.Info("started", "version", version, "node", cfg.Node, "backend", fw.Backend())
 	return a.runAll(ctx, server, reload)
 }
@@ -111,6 +116,8 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 	a.events = newEvents(ctx, first.Config.StateDir, log)
 	a.metrics = newMetrics(a)
 	a.denials = newDenials(a)
+	a.selinux = newSELinuxResource(func() selinuxWant { return wantSELinux(*a.desired.Load()) },
+		func() { a.loop.Alarm(reconcile.Alarm{Resource: selinuxName}) })
 	a.complain = newComplainWatch(a)
 	a.processes = newProcessesResource(a.running)
 	a.cgroups = newCgroupsResource(a.running)
@@ -124,13 +131,16 @@ func newAgent(ctx context.Context, source *fileSource, fw *firewall.Firewall, ve
 		Interval: interval,
 		Every:    pulse{interval, log}.run,
 		Full:     first.Config.Reconcile.Full,
-		Aside:    []string{processesName, filesName, cgroupsName}, // a service's own trouble is no reason to hold up the others
+		Aside:    []string{processesName, filesName, cgroupsName, selinuxName}, // a service's own trouble is no reason to hold up the others
 		OnTick:   func() { a.notify.beat(time.Now()) },
 		OnEvent: func(e reconcile.Event) {
 			a.events.record(e)
 			a.metrics.event(e)
 		},
-	}, log, a.afterPass)
+	}, log, func(s reconcile.Snapshot) { a.afterPass(ctx, s) })
+	a.policy = newSELinuxWatch(a)
+	a.denials.selinux = a.policy
+	a.selinux.asked, a.selinux.found = a.policy.gone.heed, a.policy.settled
 	return a
 }
 
@@ -141,6 +151,7 @@ func (a *Agent) close() {
 	a.processes.close()
 	a.files.close()
 	a.cgroups.close()
+	a.selinux.close()
 }
 
 // filesChanged hears of a file or directory that counts. The users of data
@@ -171,6 +182,11 @@ func (a *Agent) runAll(ctx context.Context, server *control.Server, reload <-cha
 	group.Go(func() error { return a.metrics.run(ctx) })
 	group.Go(func() error { return a.denials.run(ctx) })
 	group.Go(func() error { return a.complain.run(ctx) })
+	group.Go(func() error {
+		a.metrics.keep(ctx, slog.LevelWarn, "changes of SELinux are not announced", func() error { return a.policy.hear(ctx) })
+		return nil
+	})
+	group.Go(func() error { return a.policy.gone.await(ctx) })
 	if a.alarms != nil {
 		group.Go(func() error { return a.alarms.run(ctx) })
 	}
@@ -249,8 +265,10 @@ func superviseSpec(cfg config.Config, svc config.Service) supervise.Spec {
 		Exe:          svc.Command[0],
 		DataDir:      svc.DataDir,
 		RecordFile:   filepath.Join(cfg.RuntimeDir, "services", svc.Name+".json"),
+		LaunchFile:   filepath.Join(cfg.RuntimeDir, launch.RecordsDir, svc.Name+".json"),
 		StartTimeout: svc.StartTimeout,
 		StopTimeout:  svc.StopTimeout,
+		External:     svc.External,
 	}
 }
 
@@ -284,14 +302,14 @@ func (d Desired) service(name string) (launch.Spec, bool) {
 
 // afterPass runs in the loop's goroutine. A pass or tick that ended is the proof
 // of life that the watchdog asks for.
-func (a *Agent) afterPass(s reconcile.Snapshot) {
+func (a *Agent) afterPass(ctx context.Context, s reconcile.Snapshot) {
 	state := "WATCHDOG=1\nSTATUS=" + summary(s, a.serviceStates())
 	if s.Enforced() { // never before the rules are in place: others are ordered after us
 		state = "READY=1\n" + state
 	}
 	a.notify.send(state)
 	a.events.pass(s)
-	a.profiles.look(a.desired.Load(), a.serviceStates(), a.events)
+	a.profiles.look(ctx, a.desired.Load(), a.serviceStates(), a.events)
 	if list, ok := a.source.openings.settled(); ok { // else after a later pass
 		a.events.opened(list)
 	}

@@ -64,7 +64,7 @@ func testAgent(t *testing.T, s *fileSource, rules reconcile.Resource) *Agent {
 	log := slog.New(slog.DiscardHandler)
 	a := newAgent(t.Context(), s, new(firewall.Firewall), "test", log)
 	s.resources = func(Desired) []reconcile.Resource { return []reconcile.Resource{rules} }
-	a.loop = reconcile.New(s, reconcile.Options{Interval: time.Hour}, log, a.afterPass)
+	a.loop = reconcile.New(s, reconcile.Options{Interval: time.Hour}, log, func(s reconcile.Snapshot) { a.afterPass(t.Context(), s) })
 	return a
 }
 

@@ -32,8 +32,9 @@ type alarms struct {
 	how   atomic.Pointer[string] // for status
 	said  string                 // of run: why it failed
 
-	answer func()        // puts rules back ahead of the loop
-	last   atomic.Uint32 // generation that a sentry has answered
+	answer  func()        // puts rules back ahead of the loop
+	promote func() error  // has somebody else give a sentry its priority; nil: there is nobody
+	last    atomic.Uint32 // generation that a sentry has answered
 }
 
 const polled = "polled"
@@ -124,7 +125,7 @@ func (w *alarms) openSentry(ctx context.Context) (stop func()) {
 		w.last.Store(c.Generation)
 		w.answer() // the loop, which would want the same lock, is told afterwards
 		w.alarm(reconcile.Alarm{Resource: firewallName, At: c.At, Who: func() *reconcile.Culprit { return &who }})
-	})
+	}, w.promote)
 	if err != nil {
 		w.log.Info("rules are put back some 10 ms later than they could be", "because", err)
 		return func() {}

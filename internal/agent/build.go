@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -159,6 +160,10 @@ func serviceSpec(cfg config.Config, name string, ask func(config.Service) server
 	if err != nil {
 		return launch.Spec{}, err
 	}
+	label, err := selinuxSpec(cfg, svc)
+	if err != nil {
+		return launch.Spec{}, err
+	}
 	return launch.Spec{
 		Service:      name,
 		User:         svc.User,
@@ -173,9 +178,11 @@ func serviceSpec(cfg config.Config, name string, ask func(config.Service) server
 		OOMScoreAdj:  svc.OOMScoreAdj,
 		Landlock:     landlock,
 		Mounts:       mounts,
+		SELinux:      label,
 		Cgroup:       cgroupSpec(cfg, svc),
 		Complain:     launch.Complain{On: svc.Mode == config.ModeComplain, Until: svc.ComplainUntil},
 		LogDenied:    !cfg.Denials.Trace,
+		RecordDir:    filepath.Join(cfg.RuntimeDir, launch.RecordsDir),
 	}, nil
 }
 

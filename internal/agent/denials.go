@@ -15,6 +15,7 @@ import (
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/journal"
 	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/reconcile"
 	"github.com/pghardend/pghardend/pkg/audit"
 	"github.com/pghardend/pghardend/pkg/sandbox"
 	"github.com/pghardend/pghardend/pkg/trace"
@@ -34,8 +35,10 @@ const (
 type denials struct {
 	trace   bool // denials.trace
 	spec    func(service string) (launch.Spec, bool)
+	selinux *selinuxWatch
 	metrics *agentMetrics
 	append  func(journal.Record)
+	alarm   func(reconcile.Alarm)
 	log     *slog.Logger
 
 	mu      sync.Mutex
@@ -54,6 +57,7 @@ type denials struct {
 func newDenials(a *Agent) *denials {
 	return &denials{
 		trace: a.desired.Load().Config.Denials.Trace, metrics: a.metrics, append: a.events.journal.Append, log: a.log,
+		alarm: func(x reconcile.Alarm) { a.loop.Alarm(x) }, // the loop is made later
 		spec:  func(name string) (launch.Spec, bool) { return a.desired.Load().service(name) },
 		roots: map[string]int{}, counted: map[trace.Count]uint64{}, seen: map[trace.Count]uint64{},
 	}
@@ -170,6 +174,9 @@ func (d *denials) openTrace(ctx context.Context) (*trace.Denials, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.members, d.traced, d.why = members, traced, ""
+	if err := traced.Moves(); err != nil {
+		d.log.Info("processes that are moved to another control group are found by the full look only", "because", err)
+	}
 	for service, pid := range d.roots {
 		d.follow(ctx, service, pid)
 	}
@@ -195,6 +202,8 @@ func (d *denials) event(ctx context.Context, e trace.Event) {
 	}
 	who := &control.Culprit{PID: e.PID, UID: e.UID, Command: printable(e.Command), Parent: fmt.Sprintf("%s (%d)", printable(e.Of), e.Parent)}
 	switch e.Kind {
+	case trace.KindMove:
+		d.moved(ctx, e, who)
 	case trace.KindExec:
 		d.tell(ctx, control.Denial{Service: service, What: blockedText(e.Path, e.Errno), Who: who}, 1)
 	case trace.KindSyscall:
@@ -289,6 +298,8 @@ func (d *denials) hearAudit(ctx context.Context) error {
 			return err
 		case record.Denial != nil:
 			d.record(ctx, *record.Denial)
+		case record.AVC != nil:
+			d.hearAVC(ctx, *record.AVC)
 		}
 	}
 }

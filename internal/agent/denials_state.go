@@ -29,7 +29,7 @@ func (d *denials) count(ctx context.Context) {
 		what := c
 		what.Count = 0
 		n := c.Count - d.counted[what]
-		if n == 0 || int(c.Service) >= len(d.names) {
+		if c.Kind == trace.KindMove || n == 0 || int(c.Service) >= len(d.names) {
 			continue
 		}
 		d.counted[what] = c.Count

@@ -48,6 +48,9 @@
 // A lock on runtime_dir/lock makes sure that one process at a time writes to the kernel:
 // the daemon for as long as it lives, or a one-shot command while none does.
 //
+// The packaged unit leaves the daemon less than its repairs take: what it may not do,
+// repairs asks of another unit, which runs Repair (delegate.go, repair.go).
+//
 // # Thread safety
 //
 // Run's parts share atomics, channels, and what has a mutex and says so: the list

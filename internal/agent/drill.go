@@ -15,6 +15,7 @@ import (
 
 	"github.com/pghardend/pghardend/internal/drill"
 	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/supervise"
 	"github.com/pghardend/pghardend/pkg/config"
 	"github.com/pghardend/pghardend/pkg/firewall"
 	"github.com/pghardend/pghardend/pkg/sandbox"
@@ -29,6 +30,7 @@ type DrillRequest struct {
 	Dir     string    // for the scratch area; default state_dir
 	Out     io.Writer // for people, what it is doing; nil for none
 	Without []string  // layers that are left out, to see a drill fail
+	Score   int       // see drillScore
 }
 
 // DrillPlan is what a drill would do.
@@ -88,14 +90,25 @@ func Drill(ctx context.Context, configFile string, r DrillRequest) (drill.Report
 	if err != nil {
 		return drill.Report{}, err
 	}
-	return drill.Run(ctx, drill.Options{Dir: plan.Dir, Progress: r.Out, Command: func(area string, uid int) []string {
+	cfg, err := LoadConfig(ctx, configFile)
+	if err != nil {
+		return drill.Report{}, err
+	}
+	score := drillScore(ctx, cfg, plan.Service)
+	var uid int
+	report, err := drill.Run(ctx, drill.Options{Dir: plan.Dir, Progress: r.Out, Command: func(area string, taken int) []string {
+		uid = taken
 		argv := []string{DrillBoxCommand, "--config", configFile, "--service", plan.Service, "--area", area, "--uid", strconv.Itoa(uid),
-			"--rows", strings.Join(r.Rows, ","), "--without", strings.Join(r.Without, ",")}
+			"--rows", strings.Join(r.Rows, ","), "--without", strings.Join(r.Without, ","), "--score", strconv.Itoa(score)}
 		if r.Ablate {
 			argv = append(argv, "--ablate")
 		}
 		return argv
 	}})
+	if uid != 0 {
+		err = errors.Join(err, removeDrillGroup(context.WithoutCancel(ctx), plan.Service, uid))
+	}
+	return report, err
 }
 
 // DrillBox is the first process of a drill's namespaces.
@@ -123,10 +136,10 @@ func DrillBox(ctx context.Context, configFile, area string, uid int, r DrillRequ
 	s := drill.Setup{
 		Service: svc.Name, Area: area, Inside: inside, UID: uid, Groups: svc.Groups, Limits: map[string]string{},
 		Rules: rules, Backend: cfg.Firewall.Backend, Rows: r.Rows, Ablate: r.Ablate,
-		Off: []drill.LayerOn{{Layer: drill.SELinux, Why: "pghardend does not apply it yet"}},
+		Off: []drill.LayerOn{{Layer: drill.SELinux, Why: selinuxNotDrilled(svc)}},
 		Stage: func(layers, argv []string) []string {
 			return append([]string{DrillStageCommand, "--config", configFile, "--service", svc.Name, "--root", inside.Root,
-				"--layers", strings.Join(layers, ","), "--"}, argv...)
+				"--layers", strings.Join(layers, ","), "--score", strconv.Itoa(r.Score), "--"}, argv...)
 		},
 	}
 	if isPostgres(svc) {
@@ -144,10 +157,23 @@ func DrillBox(ctx context.Context, configFile, area string, uid int, r DrillRequ
 	if svc.Mounts.Mode == config.MountsOff {
 		s.Off = append(s.Off, drill.LayerOn{Layer: drill.Mounts, Why: "mounts.mode is off"})
 	}
+	off, noGroup := drillBound(ctx, svc, uid)
+	s.NoGroup = noGroup
+	if off != "" {
+		s.Off = append(s.Off, drill.LayerOn{Layer: drill.Cgroup, Why: off})
+	}
 	for _, l := range r.Without {
 		s.Off = append(s.Off, drill.LayerOn{Layer: drill.Layer(l), Why: "left out of this drill"})
 	}
 	return drill.Box(ctx, s, out, os.Stderr)
+}
+
+// selinuxNotDrilled says why the layer is off in a drill.
+func selinuxNotDrilled(svc config.Service) string {
+	if svc.SELinux.Mode == config.SELinuxOff {
+		return "selinux.mode is off"
+	}
+	return "its policy knows nothing of scratch data"
 }
 
 // drillRoots are directories that every system has and that hold nothing of it, the
@@ -207,7 +233,7 @@ func drillRules(cfg config.Config, svc config.Service) (firewall.Ruleset, error)
 
 // DrillStage becomes argv under some of the layers of a service, for whose data,
 // socket and user the drill's stand in. It returns only on failure.
-func DrillStage(ctx context.Context, configFile, service, root string, layers, argv []string) error {
+func DrillStage(ctx context.Context, configFile, service, root string, score int, layers, argv []string) error {
 	// What is launched is never the service: it is the drill's user, who is not
 	// known outside of the drill's namespaces, on the drill's data.
 	if os.Getppid() != 1 || len(argv) == 0 {
@@ -220,6 +246,12 @@ func DrillStage(ctx context.Context, configFile, service, root string, layers, a
 	spec, err := drillSpec(cfg, service, drill.Inside{Root: root}, argv)
 	if err != nil {
 		return err
+	}
+	spec.OOMScoreAdj = &score
+	if slices.Contains(layers, launch.LayerCgroup) {
+		if err := inDrillGroup(&spec); err != nil {
+			return err
+		}
 	}
 	if allLayers(layers, spec) {
 		return launch.Exec(ctx, spec, nil)
@@ -237,8 +269,12 @@ func allLayers(layers []string, spec launch.Spec) bool {
 			has = spec.Landlock.Mode != "" && spec.Landlock.Mode != launch.LandlockOff
 		case launch.LayerMounts:
 			has = !spec.Mounts.Off()
+		case launch.LayerCgroup:
+			has = spec.Cgroup.Mode == launch.CgroupRequired // the drill's own, where it was asked for
 		case launch.LayerLimits:
 			has = len(spec.Limits) > 0
+		case launch.LayerSELinux:
+			has = !spec.SELinux.Off()
 		}
 		if has != slices.Contains(layers, l) {
 			return false
@@ -259,10 +295,12 @@ func drillSpec(cfg config.Config, service string, inside drill.Inside, argv []st
 	if svc.Landlock.Mode != config.LandlockOff {
 		svc.Landlock.Write = []string{inside.Socket()}
 	}
-	svc.Cgroup.Mode = config.CgroupOff // groups are the host's
+	svc.Cgroup.Mode = config.CgroupOff   // see inDrillGroup
+	svc.SELinux.Mode = config.SELinuxOff // the policy knows nothing of scratch data
 	cfg.Services = []config.Service{svc}
-	cfg.RuntimeDir, cfg.StateDir = filepath.Join(inside.State(), "run"), filepath.Join(inside.State(), "lib")
+	cfg.RuntimeDir, cfg.StateDir = inside.Run(), filepath.Join(inside.State(), "lib")
 	spec, err := ServiceSpec(cfg, svc.Name)
+	spec.Mounts.Paths.ReadOnly = standIns(spec.Mounts.Paths.ReadOnly, inside)
 	if err != nil || argv[0] == server {
 		return spec, err
 	}
@@ -271,6 +309,45 @@ func drillSpec(cfg config.Config, service string, inside drill.Inside, argv []st
 		spec.Seccomp, err = spec.Seccomp.With(act)
 	}
 	return spec, err
+}
+
+// drillScore is the OOM score of the drill's processes. They are ended before others
+// where the service has a score at all, since the service's children change theirs
+// then, and procfs is not read-only. One that is not configured is the running service's.
+func drillScore(ctx context.Context, cfg config.Config, service string) int {
+	svc, err := drilledService(cfg, service)
+	if err != nil {
+		return 0
+	}
+	if svc.OOMScoreAdj == nil {
+		pid, err := supervise.Find(ctx, superviseSpec(cfg, svc))
+		if err != nil || pid == 0 {
+			pid = os.Getpid()
+		}
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		if err != nil || strings.TrimSpace(string(data)) == "0" {
+			return 0
+		}
+		return drillScored
+	}
+	if *svc.OOMScoreAdj == 0 {
+		return 0
+	}
+	return drillScored
+}
+
+// drillScored is the highest, which everybody may have.
+const drillScored = 1000
+
+// standIns adds the drill's own etc and bin if those that they stand for are in a list.
+func standIns(list []string, inside drill.Inside) []string {
+	out := slices.Clone(list)
+	for place, own := range map[string]string{"/etc": "etc", "/usr": "bin"} {
+		if slices.Contains(list, place) {
+			out = append(out, filepath.Join(inside.Root, own))
+		}
+	}
+	return out
 }
 
 // actFeature is what the program needs that attacks: it is written in Go, which

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,8 +57,10 @@ func capacity(cfg config.Config, role string, facts Facts) (most Capacity, known
 const defaultWALSenders = 10
 
 const (
-	askTimeout = 5 * time.Second // for one service; postgres takes milliseconds
-	askAgain   = time.Minute     // after a failure
+	// For one service. Postgres takes milliseconds, on an overloaded host seconds; without its answer a command
+	// would compare the rules with limits that the daemon has not derived.
+	askTimeout = 20 * time.Second
+	askAgain   = time.Minute // after a failure
 )
 
 // factsFile in runtime_dir holds the answers, so that commands and a daemon
@@ -165,18 +168,23 @@ func readFacts(ctx context.Context, cfg config.Config, configFile string) Facts 
 
 func (f Facts) equal(o Facts) bool { return maps.Equal(f, o) }
 
+// canAsk says whether a service can be asked, and has to be.
+func canAsk(svc config.Service) bool {
+	return svc.MaxConnections == 0 && (isPostgres(svc) || svc.Profile == config.RolePgpool && pgpoolFile(svc.Command) != "")
+}
+
+func anyToAsk(cfg config.Config) bool { return slices.ContainsFunc(cfg.Services, canAsk) }
+
 // signOf changes with what a service would answer; "" if it is not to be asked.
 func signOf(ctx context.Context, svc config.Service) string {
 	switch {
-	case ctx.Err() != nil || svc.MaxConnections != 0:
+	case ctx.Err() != nil || !canAsk(svc):
 		return ""
 	case isPostgres(svc):
 		return strings.Join(svc.Command, " ") + " " + startOf(ctx, svc.DataDir)
-	case svc.Profile == config.RolePgpool && pgpoolFile(svc.Command) != "":
-		file := pgpoolFile(svc.Command)
-		return file + " " + fileSign(file)
 	}
-	return ""
+	file := pgpoolFile(svc.Command)
+	return file + " " + fileSign(file)
 }
 
 // isPostgres: only of postgres itself is it known that it answers and ends when
@@ -242,7 +250,7 @@ func checkCapacity(c Capacity) error {
 // askPostgres runs the service's program confined as the service is, since the
 // files that it reads for the answer are the service user's.
 func askPostgres(ctx context.Context, service, configFile, setting string) (int, error) {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "exec", "--service", service, "--config", configFile, "--", "-C", setting)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "exec", "--service", service, "--config", configFile, "--ask", setting)
 	cmd.Args[0] = os.Args[0]
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = time.Second

@@ -20,10 +20,14 @@ const (
 	featureIOUring        = "io_uring"
 	featureJIT            = "jit"
 	featureLanguages      = "pl_languages"
+	featureOldGlibc       = "old_glibc"
+	featureOpenExec       = "open_exec"
+	featureOrigin         = "origin"
 	featurePG17           = "pg17"
 	featureResolver       = "resolver"
 	featureTrustedServers = "trusted_servers"
 	featureDelegateIP     = "delegate_ip"
+	featureUDP            = "udp"
 )
 
 // serverFacts is what the features of a service are derived from beside the
@@ -33,6 +37,7 @@ type serverFacts struct {
 	fault     error    // why there are no settings
 	version   int      // of the data directory, PostgreSQL's major; 0: not known
 	libraries []string // of those in interesting that are installed
+	linkage   linkage  // of the program
 }
 
 // interesting are libraries of root's that say what the server is to be able to do.
@@ -75,10 +80,15 @@ func chooseFeatures(cfg config.Config, svc config.Service, facts serverFacts) (c
 	case config.RolePostgres:
 		choosePostgres(facts, auto, choose, want)
 	case config.RolePgpool:
+		choosePgpool(facts, auto, choose)
 		for _, feature := range []string{featureTrustedServers, featureDelegateIP} {
 			if s, ok := facts.settings[feature]; ok && s.value != "" {
 				want(feature, feature+" is set ("+s.where+")")
 			}
+		}
+	default:
+		if auto {
+			choose(featureUDP, "auto: what the program sends is not known")
 		}
 	}
 	return chosen, wanted
@@ -102,6 +112,15 @@ func choosePostgres(facts serverFacts, auto bool, choose, want func(feature, bec
 		choose(featurePG17, "the server's version is not known")
 	case facts.version >= 17:
 		choose(featurePG17, fmt.Sprintf("PG_VERSION says %d", facts.version))
+	}
+	if facts.version > 0 && facts.version < 15 {
+		choose(featureUDP, fmt.Sprintf("PG_VERSION says %d: the statistics collector", facts.version))
+	}
+	if facts.linkage.oldGlibc {
+		choose(featureOldGlibc, "the program was built with a glibc before 2.33")
+	}
+	if facts.linkage.origin {
+		choose(featureOrigin, "the program looks for its libraries by $ORIGIN")
 	}
 	if auto {
 		choose(featureResolver, "auto: host names are looked up at run time")
@@ -146,6 +165,7 @@ func readServerFacts(ctx context.Context, svc config.Service) serverFacts {
 		f.settings, f.fault = readPostgresSettings(ctx, svc)
 		f.version = readVersion(ctx, svc.DataDir)
 		f.libraries = installed(svc.Command[0])
+		f.linkage = readLinkage(ctx, svc.Command[0])
 	case svc.Profile == config.RolePgpool && pgpoolFile(svc.Command) != "":
 		f.settings, f.fault = readPgpoolSettings(ctx, pgpoolFile(svc.Command))
 	}
@@ -195,26 +215,57 @@ func otherProgram(command []string) bool {
 // profilesDir in runtime_dir has the records of launches.
 const profilesDir = "profiles"
 
-// launchSpec is ServiceSpec with what is known of the server when it is started.
-func launchSpec(ctx context.Context, cfg config.Config, service string, extra []string) (launch.Spec, error) {
-	var svc config.Service
-	var facts serverFacts
-	spec, err := serviceSpec(cfg, service, func(s config.Service) serverFacts {
-		svc, facts = s, readServerFacts(ctx, s)
-		return facts
-	})
+// launchSpec is ServiceSpec with what is known of the server when it is started. What it
+// was made of is recorded.
+func launchSpec(ctx context.Context, cfg config.Config, service string) (launch.Spec, error) {
+	spec, svc, facts, err := startSpec(ctx, cfg, service)
 	if err != nil {
 		return spec, err
 	}
-	if isPostgres(svc) && !slices.Contains(spec.Seccomp.Features(), featureJIT) && !otherProgram(spec.Command) {
-		spec.Command = slices.Concat(spec.Command, []string{"-c", "jit_provider=" + noProvider})
-	}
-	if len(extra) > 0 && extra[0] == "-C" {
-		spec.Cgroup.Mode = launch.CgroupOff // a question of ours, no launch
-		return spec, nil
-	}
 	chosen, wanted := chooseFeatures(cfg, svc, facts)
+	if os.Geteuid() != 0 {
+		return unprivileged(spec, chosen, wanted)
+	}
 	// Like that of Landlock: without it the service is as confined as with it.
 	_ = launch.RecordProfile(ctx, filepath.Join(cfg.RuntimeDir, profilesDir), service, chosen, wanted)
 	return spec, nil
+}
+
+// choosePgpool: the watchdog's heartbeat is sent by UDP. Without settings nothing says
+// that there is none.
+func choosePgpool(facts serverFacts, auto bool, choose func(feature, because string)) {
+	s, set := facts.settings["use_watchdog"]
+	switch {
+	case !auto:
+	case facts.settings == nil:
+		choose(featureUDP, "auto: pgpool's settings are not known")
+	case set && !s.off():
+		choose(featureUDP, "auto: use_watchdog is on ("+s.where+")")
+	}
+}
+
+// questionFlag has postgres print a setting, and end: postgres(1).
+const questionFlag = "-C"
+
+// questionSpec runs a service's program to have it say what a setting is, as confined as the service is. It
+// is no start of the service: it has no record and no control group, and is over in milliseconds.
+func questionSpec(ctx context.Context, cfg config.Config, service, setting string) (launch.Spec, error) {
+	spec, svc, _, err := startSpec(ctx, cfg, service)
+	if err == nil && !isPostgres(svc) {
+		err = fmt.Errorf("service %s cannot be asked for a setting: its program is not postgres", service)
+	}
+	spec.Cgroup.Mode = launch.CgroupOff
+	spec.Command = slices.Concat(spec.Command, []string{questionFlag, setting})
+	return spec, err
+}
+
+func startSpec(ctx context.Context, cfg config.Config, service string) (spec launch.Spec, svc config.Service, facts serverFacts, err error) {
+	spec, err = serviceSpec(cfg, service, func(s config.Service) serverFacts {
+		svc, facts = s, readServerFacts(ctx, s)
+		return facts
+	})
+	if err == nil && isPostgres(svc) && !slices.Contains(spec.Seccomp.Features(), featureJIT) && !otherProgram(spec.Command) {
+		spec.Command = slices.Concat(spec.Command, []string{"-c", "jit_provider=" + noProvider})
+	}
+	return spec, svc, facts, err
 }

@@ -49,6 +49,7 @@ func TestChooseFeatures(t *testing.T) {
 		"defaults":                   {"", map[string]string{conf: "", version: "15\n"}, []string{"huge_pages", "resolver"}, nil},
 		"nothing":                    {"    features: []\n", map[string]string{conf: "", version: "15\n"}, nil, nil},
 		"newer server":               {"    features: []\n", map[string]string{conf: "", version: "18\n"}, []string{"pg17"}, nil},
+		"older server":               {"    features: []\n", map[string]string{conf: "", version: "14\n"}, []string{"udp"}, nil},
 		"unknown version":            {"    features: []\n", map[string]string{conf: ""}, []string{"pg17"}, nil},
 		"no huge pages":              {"", map[string]string{conf: "huge_pages = off", version: "15\n"}, []string{"resolver"}, nil},
 		"settings not there":         {"", map[string]string{version: "15\n"}, []string{"huge_pages", "resolver"}, nil},
@@ -238,4 +239,71 @@ func FuzzParseSetting(f *testing.F) {
 			t.Errorf("%q has no name", line)
 		}
 	})
+}
+
+// pgpool's heartbeat is UDP; of other programs nothing is known. Names of hosts choose
+// nothing: they are asked for by TCP.
+func TestChooseUDP(t *testing.T) {
+	on, off := setting{"on", "x"}, setting{"off", "x"}
+	for name, c := range map[string]struct {
+		profile  string
+		features []string
+		facts    serverFacts
+		want     bool
+	}{
+		"watchdog":               {config.RolePgpool, []string{config.FeaturesAuto}, serverFacts{settings: map[string]setting{"use_watchdog": on}}, true},
+		"no watchdog":            {config.RolePgpool, []string{config.FeaturesAuto}, serverFacts{settings: map[string]setting{"use_watchdog": off}}, false},
+		"watchdog's default":     {config.RolePgpool, []string{config.FeaturesAuto}, serverFacts{settings: map[string]setting{}}, false},
+		"settings not known":     {config.RolePgpool, []string{config.FeaturesAuto}, serverFacts{}, true},
+		"administrator says not": {config.RolePgpool, nil, serverFacts{settings: map[string]setting{"use_watchdog": on}}, false},
+		"other programs":         {"generic", []string{config.FeaturesAuto}, serverFacts{}, true},
+		"other programs, listed": {"generic", nil, serverFacts{}, false},
+		"postgres":               {config.RolePostgres, []string{config.FeaturesAuto}, serverFacts{version: 15, settings: map[string]setting{"primary_conninfo": {"host=a", "x"}}}, false},
+		"postgres, not known":    {config.RolePostgres, []string{config.FeaturesAuto}, serverFacts{}, false},
+	} {
+		chosen, _ := chooseFeatures(config.Config{}, config.Service{Name: "s", Profile: c.profile, Features: c.features}, c.facts)
+		if got := slices.Contains(names(chosen), featureUDP); got != c.want {
+			t.Errorf("%s: chosen %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// A question is as confined as a start, and leaves nothing behind.
+func TestQuestionIsNoStart(t *testing.T) {
+	cfg, svc := cluster(t, "", map[string]string{"postgresql.conf": "", "PG_VERSION": "15\n"})
+	cfg.RuntimeDir = t.TempDir()
+	start, err := launchSpec(t.Context(), cfg, svc.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := func() []string {
+		list, err := filepath.Glob(filepath.Join(cfg.RuntimeDir, profilesDir, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if len(records()) != 1 || start.Cgroup.Mode == launch.CgroupOff {
+		t.Fatalf("a start has records %v and control groups %s", records(), start.Cgroup.Mode)
+	}
+	if err := os.RemoveAll(filepath.Join(cfg.RuntimeDir, profilesDir)); err != nil {
+		t.Fatal(err)
+	}
+	question, err := questionSpec(t.Context(), cfg, svc.Name, "max_connections")
+	if err != nil || len(records()) != 0 || question.Cgroup.Mode != launch.CgroupOff {
+		t.Errorf("records %v, control groups %s, %v", records(), question.Cgroup.Mode, err)
+	}
+	if want := slices.Concat(start.Command, []string{"-C", "max_connections"}); !slices.Equal(question.Command, want) {
+		t.Errorf("command %q, want %q", question.Command, want)
+	}
+	same := cmp.Comparer(func(a, b launch.Spec) bool {
+		return slices.Equal(a.Seccomp.Features(), b.Seccomp.Features()) && a.User == b.User && a.Capabilities == b.Capabilities
+	})
+	if !cmp.Equal(start, question, same) {
+		t.Error("it is confined in another way")
+	}
+	cfg.Services[0].Command[0] = "/nowhere/bin/wrapper"
+	if _, err := questionSpec(t.Context(), cfg, svc.Name, "max_connections"); err == nil {
+		t.Error("a wrapper, which may start a server, is asked")
+	}
 }

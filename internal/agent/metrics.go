@@ -2,12 +2,17 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"regexp"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pghardend/pghardend/internal/control"
 	"github.com/pghardend/pghardend/internal/metrics"
@@ -60,13 +65,30 @@ func (m *agentMetrics) run(ctx context.Context) error {
 			return nil
 		}
 		m.deaf.Store(nil)
-		err := m.metrics.Serve(ctx, m.listen)
+		err := loopbackFault(ctx)
+		if err == nil {
+			err = m.metrics.Serve(ctx, m.listen)
+		}
 		if err != nil {
 			why := fmt.Sprintf("metrics: not served on %s, tried again each minute: %v", m.listen, err)
 			m.deaf.Store(&why)
 		}
 		return err
 	})
+	return nil
+}
+
+// loopbackFault says whether the unit keeps the agent from IP, which nobody who listens
+// would notice: systemd's filter drops what arrives, and denies what is sent.
+func loopbackFault(ctx context.Context) error {
+	conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp", "127.0.0.1:0")
+	if err != nil {
+		return nil // without IPv4 there is nothing to find out
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := conn.WriteTo([]byte{0}, conn.LocalAddr()); errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("the agent's unit sends nothing over IP (IPAddressDeny=any): give it IPAddressAllow=localhost in a drop-in: %w", err)
+	}
 	return nil
 }
 
@@ -179,7 +201,7 @@ func (s metricsSource) Packets(ctx context.Context) ([]metrics.Packets, error) {
 	return all, err
 }
 
-var ruleTag = regexp.MustCompile(`--comment "?pghardend:([a-z0-9-]+)`)
+var ruleTag = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`--comment "?pghardend:([a-z0-9-]+)`) })
 
 // tags are the flows and reasons that our rules speak of.
 func tags(rules firewall.Ruleset) map[string]bool {
@@ -187,7 +209,7 @@ func tags(rules firewall.Ruleset) map[string]bool {
 	for _, table := range rules.Tables {
 		for _, chain := range table.Chains {
 			for _, rule := range chain.Rules {
-				if match := ruleTag.FindStringSubmatch(rule.String()); match != nil {
+				if match := ruleTag().FindStringSubmatch(rule.String()); match != nil {
 					known[match[1]] = true
 				}
 			}

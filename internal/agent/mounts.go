@@ -28,8 +28,13 @@ func mountsSpec(cfg config.Config, svc config.Service) (launch.Mounts, error) {
 	if err != nil {
 		return m, err
 	}
+	m.Programs = system.Programs
+	if svc.Landlock.Mode == config.LandlockOff {
+		// Nobody declares what is executed, so what is not declared has to work.
+		m.Paths.Exec, m.Programs = system.Programs, nil
+	}
 	m.Paths = mounts.Spec{
-		Exec: slices.Concat(system.Exec, svc.Mounts.Exec), ReadOnly: system.ReadOnly, Devices: system.Devices,
+		Exec: slices.Concat(m.Paths.Exec, system.Exec, svc.Mounts.Exec), ReadOnly: system.ReadOnly, Devices: system.Devices,
 		// The control socket, copies of the configuration, what is known of other services.
 		Hide: append([]string{cfg.RuntimeDir, cfg.StateDir}, system.Hide...),
 	}
@@ -52,6 +57,7 @@ func mountsSpec(cfg config.Config, svc config.Service) (launch.Mounts, error) {
 type systemLayout struct {
 	Version  int      `yaml:"version"`
 	Exec     []string `yaml:"exec"`
+	Programs []string `yaml:"programs"`
 	ReadOnly []string `yaml:"read_only"`
 	Devices  []string `yaml:"devices"`
 	Hide     []string `yaml:"hide"`

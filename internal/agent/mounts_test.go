@@ -20,7 +20,7 @@ func TestMountsSpec(t *testing.T) {
 		list []string
 		want []string
 	}{
-		{m.Paths.Exec, []string{"/usr", "/lib64", "/opt/ext"}}, {m.Paths.ReadOnly, []string{"/etc"}},
+		{m.Paths.Exec, []string{"/usr/lib64", "/lib64", "/opt/ext"}}, {m.Paths.ReadOnly, []string{"/etc", "/usr"}},
 		{m.Paths.Write, []string{"/var/lib/postgresql/15/main", "/dev/shm", "/run/postgresql", "/srv/ts"}},
 		{m.Paths.Devices, []string{"/dev/null"}}, {m.Paths.Hide, []string{"/run/pghardend", "/var/lib/pghardend", "/run/user"}},
 	} {

@@ -62,7 +62,7 @@ func TestNotifications(t *testing.T) {
 		{reconcile.Snapshot{Passes: 2, Problems: failing}, "WATCHDOG=1\nSTATUS=degraded (firewall), see `pghardend status`; postgres waiting"},
 		{reconcile.Snapshot{Passes: 1}, "READY=1\nWATCHDOG=1\nSTATUS=rules in place; postgres waiting"},
 	} {
-		a.afterPass(tt.s)
+		a.afterPass(t.Context(), tt.s)
 		if got := receive(t, conn); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)
 		}

@@ -145,7 +145,7 @@ func aside(f func() error) func() error {
 func applyLastGood(ctx context.Context, dir, configFile string, cause error) (Changes, error) {
 	good, _, err := loadLastGood(ctx, dir, configFile)
 	if err != nil {
-		return Changes{}, fmt.Errorf("%w\nnothing was applied: %w", cause, err)
+		return Changes{}, nothingGoodError{cause, err}
 	}
 	release, err := lockFor(ctx, good.Config)
 	if errors.Is(err, ErrLocked) {
@@ -211,7 +211,7 @@ func applyRules(ctx context.Context, d Desired, allowed func() error) (Changes, 
 	if sysctlErr != nil {
 		done.Sysctl = sysctl.Plan{}
 	}
-	if err := fw.Apply(ctx, found.Firewall); err != nil {
+	if err := writeRules(ctx, fw, d, found.Firewall); err != nil {
 		done.Firewall = firewall.Plan{}
 		return done, errors.Join(readErr, sysctlErr, err)
 	}
@@ -240,6 +240,21 @@ func applyRules(ctx context.Context, d Desired, allowed func() error) (Changes, 
 	}
 	done.Connections = cuts
 	return done, nil
+}
+
+// writeRules tries twice if a command ran out of time. The first write after a boot
+// loads two dozen kernel modules, one after the other; on a slow host that takes
+// longer than a command may. Those that are loaded stay.
+func writeRules(ctx context.Context, fw *firewall.Firewall, d Desired, plan firewall.Plan) error {
+	err := fw.Apply(ctx, plan)
+	if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	again, readErr := difference(ctx, fw, d)
+	if readErr != nil {
+		return errors.Join(err, readErr)
+	}
+	return fw.Apply(ctx, again.Firewall)
 }
 
 // Verification is what `verify` prints.
@@ -365,14 +380,36 @@ func Exec(ctx context.Context, configFile, service string, extra []string, repor
 	if err != nil {
 		return err
 	}
-	spec, err := launchSpec(ctx, cfg, service, extra)
+	spec, err := launchSpec(ctx, cfg, service)
 	if err != nil {
 		return err
 	}
 	spec.Command = append(append([]string{}, spec.Command...), extra...)
 	boundTasks(&spec.Cgroup, cfg, service, knownFacts(ctx, cfg))
+	if report != nil { // the daemon starts it
+		spec.PrivilegeHint = startedByAgent(service)
+	}
+	if err := noteExternal(ctx, cfg, service, extra); err != nil {
+		return err
+	}
 	if spec.Complain.At(time.Now()) { // also where systemd or Patroni starts it and no daemon runs
 		fmt.Fprintf(os.Stderr, "pghardend: WARNING: service %s is NOT confined by seccomp and Landlock (%s)\n", service, spec.Complain.Text())
 	}
+	if err := makeHidden(ctx, cfg, spec); err != nil {
+		return err
+	}
 	return launch.Exec(ctx, spec, report)
+}
+
+// Ask turns this process into the service's program, which says what a setting is. It returns only on failure.
+func Ask(ctx context.Context, configFile, service, setting string) error {
+	cfg, err := LoadConfig(ctx, configFile)
+	if err != nil {
+		return err
+	}
+	spec, err := questionSpec(ctx, cfg, service, setting)
+	if err != nil {
+		return err
+	}
+	return launch.Exec(ctx, spec, nil)
 }

@@ -21,6 +21,7 @@ type ProfileReport struct {
 	Wanted       []launch.Chosen `json:"wanted,omitempty"` // asked for by the server's settings, not allowed by the configuration
 	Others       []FeatureInfo   `json:"others"`           // features that were not chosen
 	Fault        string          `json:"fault,omitempty"`  // why the settings are not known
+	Note         string          `json:"note,omitempty"`   // what else counts where its own unit starts it
 	Default      string          `json:"default"`          // what calls get that are in no entry
 	Allowed      []string        `json:"allowed"`          // calls that are let through with some arguments at least
 	Instructions int             `json:"instructions"`
@@ -52,6 +53,9 @@ func ShowService(ctx context.Context, configFile, service string) (ProfileReport
 	chosen, wanted := chooseFeatures(cfg, cfg.Services[i], facts)
 	r, err := reportProfile(p, chosen)
 	r.Service, r.Wanted = service, wanted
+	if cfg.Services[i].External && p.ExecBelow() > 0 {
+		r.Note = "where its unit starts it without privileges, with " + featureOpenExec + ": " + noGate
+	}
 	if facts.fault != nil {
 		r.Fault = fmt.Sprintf("cannot read the server's settings, so they chose nothing: %v", facts.fault)
 	}

@@ -23,7 +23,7 @@ type profileWatch struct {
 }
 
 // look reads the records of launches, which are root's, of processes that are new.
-func (w *profileWatch) look(d *Desired, states []supervise.Status, events *events) {
+func (w *profileWatch) look(ctx context.Context, d *Desired, states []supervise.Status, events *events) {
 	if w.seen == nil {
 		w.seen, w.since = map[string]int{}, time.Now()
 	}
@@ -32,7 +32,7 @@ func (w *profileWatch) look(d *Desired, states []supervise.Status, events *event
 			continue
 		}
 		w.seen[state.Name] = state.PID
-		r, ok, err := launch.ReadProfile(context.Background(), filepath.Join(d.Config.RuntimeDir, profilesDir), state.Name, state.PID)
+		r, ok, err := launch.ReadProfile(ctx, filepath.Join(d.Config.RuntimeDir, profilesDir), state.Name, state.PID)
 		// Of what an earlier daemon started it has told already.
 		if err == nil && ok && !r.Time.Before(w.since.Truncate(time.Second)) {
 			if what := featureChange(state.Name, r); what != "" {
@@ -79,6 +79,9 @@ func addProfile(ctx context.Context, cfg config.Config, state supervise.Status, 
 	for i, l := range s.Layers {
 		if l.Subject == state.Name && l.Name == "seccomp" && l.Enforced {
 			s.Layers[i].Detail += fmt.Sprintf("; launched with the profile %s and %s", svc.Profile, names)
+			if len(ofUnit(r).Chosen) < len(r.Chosen) {
+				s.Layers[i].Detail += "; " + noGate
+			}
 		}
 	}
 	if problem := featureProblem(svc, r); problem != "" {
@@ -93,6 +96,9 @@ func addProfile(ctx context.Context, cfg config.Config, state supervise.Status, 
 // profileDrift compares a launch with what the configuration says by itself: what
 // settings chose may change with them.
 func profileDrift(svc config.Service, r launch.ProfileRecord) (gone, missing []string) {
+	if !slices.Contains(svc.Features, featureOpenExec) {
+		r = ofUnit(r)
+	}
 	var named []string
 	for _, name := range svc.Features {
 		if name != config.FeaturesAuto {

@@ -74,6 +74,11 @@ func (v *Verification) addExamined(ctx context.Context, s launch.Subject, x laun
 		} else {
 			findings = append(findings, launch.LandlockFindings(s.Spec, domain, s.First)...)
 		}
+		label, err := launch.ReadSELinux(ctx, s.Spec, s.First)
+		if err != nil {
+			v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", name, err))
+		}
+		findings = append(findings, label.Findings(s.First)...)
 		_, groups, err := cgroupFindings(ctx, s.Spec, s.First)
 		if err != nil {
 			v.Problems = append(v.Problems, fmt.Sprintf("service %s: %v", name, err))

@@ -34,7 +34,11 @@ func recordService(ctx context.Context, cfg config.Config, svc config.Service, s
 		name, _ := sandbox.SyscallName(number) // "" if there is none
 		return name
 	}
-	r.tracker = learn.NewTracker(learn.Subject{Command: spec.Command, DataDir: spec.DataDir, Name: name}, rec, act)
+	subject := learn.Subject{Command: spec.Command, DataDir: spec.DataDir, Name: name}
+	if isPostgres(svc) { // pgpool has another meaning for it
+		subject.Question = questionFlag
+	}
+	r.tracker = learn.NewTracker(subject, rec, act)
 	if err := r.enroll(ctx, cfg, svc); err != nil {
 		rec.Close()
 		return nil, err

@@ -142,7 +142,7 @@ func (r *cgroupsResource) forget() {
 }
 
 // Peek implements reconcile.Peeker: one read for each setting, and one for the
-// first process of each service. What was done to the others is for the full look.
+// first process of each service. What was done to the others denials tell of, where they are traced, or the full look finds it.
 func (r *cgroupsResource) Peek(context.Context) bool {
 	r.list = r.running(r.list[:0])
 	if !slices.EqualFunc(r.list, r.watched, func(a runningService, b lookedService) bool { return a.name == b.name && a.pid == b.pid }) {

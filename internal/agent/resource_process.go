@@ -93,7 +93,7 @@ func (r *processesResource) planService(ctx context.Context, svc runningService,
 	if err != nil {
 		return err
 	}
-	before := len(p.limits) + len(p.restart) + len(p.mounts)
+	before := p.findings()
 	var seen []uint64
 	for _, pid := range pids {
 		look, err := r.lookAt(ctx, w, pid)
@@ -109,7 +109,7 @@ func (r *processesResource) planService(ctx context.Context, svc runningService,
 			seen = append(seen, look.signature)
 		}
 	}
-	if len(p.limits)+len(p.restart)+len(p.mounts) == before {
+	if p.findings() == before {
 		w.learn(seen)
 	}
 	return p.addScore(ctx, w)
@@ -163,7 +163,10 @@ type processPlan struct {
 	scores  []scoreChange
 	mounts  []mountChange
 	restart []string // what cannot be given back to a live process
+	asked   int      // layers that are missing since the service's mode is complain: no drift, but never learned as right
 }
+
+func (p *processPlan) findings() int { return len(p.limits) + len(p.restart) + len(p.mounts) + p.asked }
 
 type limitChange struct {
 	service string
@@ -189,6 +192,8 @@ func (p *processPlan) add(spec launch.Spec, l processLook) {
 	for _, f := range l.findings {
 		switch {
 		case f.OK:
+		case f.Complaining(): // its layer and a warning say so
+			p.asked++
 		case f.Layer == launch.LayerLimits:
 			c.want[f.Check] = want[f.Check]
 			c.what = append(c.what, fmt.Sprintf("limit %s is %s, want %s", f.Check, f.Got, f.Want))

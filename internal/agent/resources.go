@@ -23,11 +23,17 @@ const (
 // a packet's source first, then the rules, then connections, since one that is cut
 // while its rule still stands comes back; and what is not of the network last.
 func (a *Agent) resources(d Desired) []reconcile.Resource {
+	dir := d.Config.RuntimeDir
 	var list []reconcile.Resource
 	if d.Config.Sysctl.Manage {
 		list = append(list, a.sysctlsFor(d.Sysctls))
 	}
-	return append(list, a.rulesFor(d), &connectionsResource{want: d, looks: &a.looks}, a.processes, a.files, a.cgroups)
+	list = append(list, a.rulesFor(d), &connectionsResource{want: d, looks: &a.looks},
+		a.delegate(dir, a.processes), a.delegate(dir, a.files), a.delegate(dir, a.cgroups))
+	if !wantSELinux(d).none() {
+		list = append(list, a.selinux)
+	}
+	return list
 }
 
 // rulesWritten asks for a look at connections: whoever got in before the rules

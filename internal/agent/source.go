@@ -291,6 +291,7 @@ func (s *fileSource) checkFixed(next config.Config) error {
 			fixed{key + ".command", was.Command[0], svc.Command[0]},
 			fixed{key + ".data_dir", was.DataDir, svc.DataDir},
 			fixed{key + ".start_timeout", was.StartTimeout.String(), svc.StartTimeout.String()},
+			fixed{key + ".start", whoStarts(was), whoStarts(svc)},
 			fixed{key + ".stop_timeout", was.StopTimeout.String(), svc.StopTimeout.String()})
 	}
 	var errs []error

@@ -40,7 +40,8 @@ func (a *Agent) Status(ctx context.Context) control.Status {
 	s.Denials, s.Warnings = denied, append(s.Warnings, unheard...)
 	s.Layers = append(s.Layers,
 		netfilterLayer(snap, d.Config.Reconcile.Interval, a.fw.Backend(), &s),
-		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage))
+		sysctlLayer(snap, d.Config.Reconcile.Interval, d.Config.Sysctl.Manage),
+		a.selinux.layer(ctx, snap, d.Config.Reconcile.Interval))
 	a.addOwnCgroup(ctx, d.Config, &s)
 	for _, state := range a.serviceStates() {
 		a.addService(ctx, d, state, &s)
@@ -179,6 +180,7 @@ func (a *Agent) addService(ctx context.Context, d *Desired, state supervise.Stat
 			addProfile(ctx, d.Config, state, s)
 			addLandlock(ctx, spec, state.PID, s)
 			addMounts(ctx, spec, state.PID, s)
+			addSELinux(ctx, spec, state.PID, s)
 			addCgroup(ctx, spec, state.PID, s)
 			s.Reasons = append(s.Reasons, failures(state.Name, withoutComplaints(findings))...)
 			a.complain.addTo(spec, s)

@@ -15,6 +15,7 @@ import (
 
 func newApply(o *options) *cobra.Command {
 	var request control.ApplyRequest
+	apply := agent.Apply
 	c := o.jsonFlag(&cobra.Command{
 		Use:   "apply",
 		Short: "Bring the rules to the state of the files, once",
@@ -23,13 +24,19 @@ func newApply(o *options) *cobra.Command {
 			"With --confirm-within, the state before is put back unless somebody says\n" +
 			"`pghardend confirm` in time. Where no daemon is running, the command stays to see\n" +
 			"to that, also if its terminal goes away; Ctrl-C puts the state before back at once.\n" +
-			"A change that the daemon took up by itself in the last 2 minutes counts as well.",
+			"A change that the daemon took up by itself in the last 2 minutes counts as well.\n\n" +
+			"With --boot, while systemd boots the machine: where neither the files nor the\n" +
+			"last good ones can be used, the control plane alone is let in, as far as it\n" +
+			"can still be read from the peer list. Nobody is if it cannot.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("confirm-within") {
 				return o.applyPending(cmd, request)
 			}
-			a, err := agent.Apply(cmd.Context(), o.config, request.Force)
+			if cmd.Flags().Changed("boot") {
+				apply = agent.ApplyAtBoot
+			}
+			a, err := apply(cmd.Context(), o.config, request.Force)
 			if err != nil && a.Changes.Empty() {
 				return err
 			}
@@ -37,7 +44,9 @@ func newApply(o *options) *cobra.Command {
 		},
 	})
 	c.Flags().BoolVar(&request.Force, "force", false, "accept what looks suspicious, such as a peer list that lost most of its nodes or rules that let no operator in")
+	c.Flags().Bool("boot", false, "let the control plane alone in if the files are bad, there are no last good ones, and the machine boots just now")
 	c.Flags().DurationVar(&request.ConfirmWithin, "confirm-within", 0, "put the state before back unless confirmed in this time (10s to 1h)")
+	c.MarkFlagsMutuallyExclusive("boot", "confirm-within")
 	return c
 }
 

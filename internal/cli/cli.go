@@ -13,7 +13,7 @@
 //	3       status, verify: degraded; drill: an attack was not stopped
 //	4       explain: denied
 //	5       run, apply, teardown: another pghardend is at work
-//	70–93   exec: one code for each step of the launch that can fail
+//	70–104  exec: one code for each step of the launch that can fail
 package cli
 
 import (
@@ -131,7 +131,7 @@ func newRoot(o *options) *cobra.Command {
 		newRun(o), newValidate(o), newPlan(o), newApply(o), newConfirm(o), newStatus(o), newEvents(o), newVerify(o),
 		newExplain(o), newOpen(o), newClose(o), newLearn(o),
 		newDrill(o), newDrillBox(o), newDrillStage(o),
-		newExec(o), newProfile(o), newStart(o), newStop(o), newTeardown(o), newVersion(o))
+		newExec(o), newProfile(o), newStart(o), newStop(o), newTeardown(o), newVersion(o), newRepair(o))
 	return root
 }
 

@@ -94,7 +94,7 @@ func printDrill(out io.Writer, r drill.Report) error {
 			layer = "-"
 		}
 		if r.Ablated {
-			alone = "\t" + layerList(a.Alone)
+			alone = fmt.Sprintf("\t%d: %s", len(a.Alone), layerList(a.Alone))
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s%s\t%s\n", a.Row, a.Name, a.Result, layer, alone, a.Evidence)
 	}
@@ -104,6 +104,11 @@ func printDrill(out io.Writer, r drill.Report) error {
 	for _, l := range r.Layers {
 		if !l.On {
 			fmt.Fprintf(out, "layer %s is off: %s\n", l.Layer, l.Why)
+		}
+	}
+	for _, a := range r.Attempts {
+		if a.Single != "" {
+			fmt.Fprintf(out, "one layer alone: %s %s: %s\n", a.Row, a.Name, a.Single)
 		}
 	}
 	for _, a := range r.Attempts {
@@ -139,6 +144,7 @@ func newDrillBox(o *options) *cobra.Command {
 	c.Flags().StringSliceVar(&r.Rows, "rows", nil, "")
 	c.Flags().BoolVar(&r.Ablate, "ablate", false, "")
 	c.Flags().StringSliceVar(&r.Without, "without", nil, "")
+	c.Flags().IntVar(&r.Score, "score", 0, "")
 	c.Flags().StringVar(&area, "area", "", "")
 	c.Flags().IntVar(&uid, "uid", 0, "")
 	return c
@@ -147,9 +153,10 @@ func newDrillBox(o *options) *cobra.Command {
 // newDrillStage becomes a program under some layers.
 func newDrillStage(o *options) *cobra.Command {
 	var service, root string
+	var score int
 	var layers []string
 	c := &cobra.Command{Use: agent.DrillStageCommand, Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
-		err := agent.DrillStage(cmd.Context(), o.config, service, root, layers, args)
+		err := agent.DrillStage(cmd.Context(), o.config, service, root, score, layers, args)
 		var step *launch.Error
 		if errors.As(err, &step) {
 			return &codeError{code: step.Code(), err: err}
@@ -158,6 +165,7 @@ func newDrillStage(o *options) *cobra.Command {
 	}}
 	c.Flags().StringVar(&service, "service", "", "")
 	c.Flags().StringVar(&root, "root", "", "")
+	c.Flags().IntVar(&score, "score", 0, "")
 	c.Flags().StringSliceVar(&layers, "layers", nil, "")
 	return c
 }

@@ -17,7 +17,7 @@ import (
 const exitExecConfig = 70
 
 func newExec(o *options) *cobra.Command {
-	var service string
+	var service, setting string
 	var reportFD int
 	c := &cobra.Command{
 		Use:   "exec --service NAME [-- ARG...]",
@@ -33,7 +33,11 @@ func newExec(o *options) *cobra.Command {
 			if err != nil {
 				return &codeError{code: exitExecConfig, err: err}
 			}
-			err = agent.Exec(cmd.Context(), o.config, service, args, report)
+			if setting != "" {
+				err = agent.Ask(cmd.Context(), o.config, service, setting)
+			} else {
+				err = agent.Exec(cmd.Context(), o.config, service, args, report)
+			}
 			var step *launch.Error
 			if errors.As(err, &step) {
 				return &codeError{code: step.Code(), err: err}
@@ -43,6 +47,8 @@ func newExec(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&service, "service", "", "the service to become")
+	c.Flags().StringVar(&setting, "ask", "", "become the service's program for as long as it says what this setting of the server is")
+	_ = c.Flags().MarkHidden("ask") // it is there; for the daemon
 	c.Flags().IntVar(&reportFD, "report-fd", -1, "file descriptor of a pipe on which to report a failure as JSON")
 	return c
 }

@@ -128,6 +128,9 @@ func (o *options) printProfile(r agent.ProfileReport) error {
 	for _, f := range r.Wanted {
 		fmt.Fprintf(o.out, "! not allowed: %s: %s\n", f.Feature, f.Because)
 	}
+	if r.Note != "" {
+		fmt.Fprintf(o.out, "note: %s\n", r.Note)
+	}
 	if r.Fault != "" {
 		fmt.Fprintf(o.out, "! %s\n", r.Fault)
 	}

@@ -60,6 +60,9 @@ func noDaemon(ctx context.Context, configFile string, cause error) control.Statu
 		Warnings: []string{},
 	}
 	d, err := agent.Load(ctx, configFile)
+	if err == nil {
+		err = agent.ModuleFault(ctx, d)
+	}
 	if err != nil {
 		s.Reasons = append(s.Reasons, err.Error())
 	}

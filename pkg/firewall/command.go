@@ -14,13 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// commandTimeout bounds one iptables or ipset command; a restore of 10,000
-	// members takes well under a second.
-	commandTimeout = 10 * time.Second
-	// inputWait bounds the wait for who writes to a command that has ended.
-	inputWait = time.Second
-)
+// commandTimeout bounds one iptables or ipset command; a restore of 10,000
+// members takes well under a second.
+const commandTimeout = 10 * time.Second
+
+var errSlow = fmt.Errorf("it was not done after %s: the host is overloaded, or something holds it up", commandTimeout)
 
 // execRunner executes the real commands.
 type execRunner struct {
@@ -42,32 +40,34 @@ func (r execRunner) run(ctx context.Context, stdin string, path string, args ...
 }
 
 func (r execRunner) start(ctx context.Context, stdin string, path string, args ...string) func() ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.WaitDelay = inputWait
-	if stdin != "" { // else it costs a pipe and somebody to write to it
-		cmd.Stdin = strings.NewReader(stdin)
-	}
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout, errSlow)
+	// Not CommandContext, whose goroutine for each command wakes up an idle daemon four times.
+	cmd := exec.Command(path, args...)                                    //nolint:noctx // killed below
 	cmd.Env = []string{"PATH=" + strings.Join(toolDirs, ":"), "LC_ALL=C"} // PATH: iptables calls modprobe
 	begin := r.begin
 	if begin == nil {
 		begin = (*exec.Cmd).Start
 	}
-	out, err := newCommandOutput()
+	files, err := newCommandFiles(stdin)
 	if err == nil {
-		cmd.Stdout, cmd.Stderr = out.stdout, out.stderr
+		files.give(cmd)
 		err = begin(cmd)
+	}
+	stop := func() bool { return false }
+	if err == nil {
+		stop = context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	}
 	return func() ([]byte, error) {
 		defer cancel()
-		defer out.close()
+		defer stop()
+		defer files.close()
 		if err == nil {
 			awaitExit(cmd.Process)
 			err = cmd.Wait()
 		}
 		var stdout []byte
 		if err == nil {
-			stdout, err = contents(out.stdout)
+			stdout, err = contents(files.stdout)
 		}
 		if err == nil {
 			return stdout, nil
@@ -75,33 +75,59 @@ func (r execRunner) start(ctx context.Context, stdin string, path string, args .
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w (%w)", err, ctx.Err())
 		}
-		if said, _ := contents(out.stderr); len(said) > 0 {
+		if errors.Is(context.Cause(ctx), errSlow) {
+			err = fmt.Errorf("%w: %w", err, errSlow)
+		}
+		if said, _ := contents(files.stderr); len(said) > 0 {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(said)))
 		}
 		return nil, fmt.Errorf("%s: %w", strings.Join(append([]string{path}, args...), " "), err)
 	}
 }
 
-// commandOutput is where a command writes to: memory and not pipes, of whose every
-// piece an idle daemon would be woken up to read it, and of which a child of the
-// command may never let go.
-type commandOutput struct{ stdout, stderr *os.File }
+// commandFiles are what a command reads from and writes to: memory and not pipes, of
+// whose every piece an idle daemon would be woken up to read it, which need somebody
+// to write to them, and of which a child of the command may never let go.
+type commandFiles struct{ stdin, stdout, stderr *os.File }
 
-func newCommandOutput() (o commandOutput, err error) {
-	for _, f := range []**os.File{&o.stdout, &o.stderr} {
-		fd, err := unix.MemfdCreate("output", unix.MFD_CLOEXEC)
-		if err != nil {
-			o.close()
-			return commandOutput{}, fmt.Errorf("cannot make a file for its output: %w", err)
-		}
-		*f = os.NewFile(uintptr(fd), "output")
+// newCommandFiles has no stdin if there is nothing to read.
+func newCommandFiles(stdin string) (c commandFiles, err error) {
+	files := []**os.File{&c.stdout, &c.stderr}
+	if stdin != "" {
+		files = append(files, &c.stdin)
 	}
-	return o, nil
+	for _, f := range files {
+		fd, err := unix.MemfdCreate("command", unix.MFD_CLOEXEC)
+		if err != nil {
+			c.close()
+			return commandFiles{}, fmt.Errorf("cannot make a file for a command: %w", err)
+		}
+		*f = os.NewFile(uintptr(fd), "command")
+	}
+	if c.stdin == nil {
+		return c, nil
+	}
+	if _, err = c.stdin.WriteString(stdin); err == nil {
+		_, err = c.stdin.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		c.close()
+		return commandFiles{}, fmt.Errorf("cannot write what a command is to read: %w", err)
+	}
+	return c, nil
 }
 
-func (o commandOutput) close() {
-	_ = o.stdout.Close() // what was written is not kept
-	_ = o.stderr.Close()
+func (c commandFiles) give(cmd *exec.Cmd) {
+	cmd.Stdout, cmd.Stderr = c.stdout, c.stderr
+	if c.stdin != nil { // an interface that holds nil is not nil
+		cmd.Stdin = c.stdin
+	}
+}
+
+func (c commandFiles) close() {
+	for _, f := range []*os.File{c.stdin, c.stdout, c.stderr} {
+		_ = f.Close() // what was written is not kept; nil says so and no more
+	}
 }
 
 // contents is all that was written to a file.

@@ -112,7 +112,7 @@ func parseCounter(words []string) (c Counter, ok bool, err error) {
 			c.Flow = tag
 		}
 	}
-	return c, c.Direction != "" && c.Verdict != "" && flowName.MatchString(c.Flow), nil
+	return c, c.Direction != "" && c.Verdict != "" && flowName(c.Flow), nil
 }
 
 func addCounter(all []Counter, c Counter) []Counter {

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -65,10 +65,17 @@ var reservedNames = []string{
 	tagMetadata, tagScope, tagOpen, tagTCPFlags, tagRPFilter, tagDHCP, tagReset,
 }
 
-var (
-	flowName  = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
-	groupName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,23}$`)
-)
+// Every start of the program would pay for regular expressions here.
+func flowName(s string) bool  { return isName(s, "-", 32) }
+func groupName(s string) bool { return isName(s, "_-", 24) }
+
+// isName: a small letter, then small letters, digits and signs, at most so many characters in all.
+func isName(s, signs string, most int) bool {
+	if s == "" || len(s) > most || s[0] < 'a' || s[0] > 'z' {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789"+signs) == ""
+}
 
 // multiport takes at most 15 ports, iptables-extensions(8). hashlimit keeps the
 // microseconds between two packets as an integer, so that a rate above 1000 does
@@ -120,7 +127,7 @@ func checkFlows(flows []Flow) error {
 }
 
 func (f Flow) check() error {
-	if !flowName.MatchString(f.Name) {
+	if !flowName(f.Name) {
 		return fmt.Errorf("name %q: use lower-case letters, digits and dashes", f.Name)
 	}
 	if slices.Contains(reservedNames, f.Name) {
@@ -158,7 +165,7 @@ func (f Flow) checkGroups() error {
 		return errors.New("from and to must each name at least one role or network")
 	}
 	for _, g := range slices.Concat(f.From, f.To) {
-		if !groupName.MatchString(g) {
+		if !groupName(g) {
 			return fmt.Errorf("role or network %q: use a lower-case name of at most 24 characters", g)
 		}
 		if g == NetworkSiblings || g == NetworkMetadata || g == groupOpen {

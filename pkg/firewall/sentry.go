@@ -45,6 +45,8 @@ type Sentry struct {
 	fds     []int // for each CPU one for commits made there, and one for those of the others
 	stop    int   // an eventfd, readable when all is over
 	threads sync.WaitGroup
+	promote func() error // nil: nobody else raises the threads
+	waiting bool         // for that, when the threads started
 
 	mu    sync.Mutex
 	limit *rate.Limiter
@@ -56,9 +58,11 @@ type Sentry struct {
 // meanwhile from everybody else: it may take a millisecond. Not each commit gets
 // an answer; a Watcher tells of all.
 //
-// Needs CAP_NET_ADMIN and CAP_SYS_NICE.
-func (f *Firewall) OpenSentry(answer func(Commit)) (*Sentry, error) {
-	s := &Sentry{own: f.own, answer: answer, limit: rate.NewLimiter(sentryRate, sentryBurst)}
+// Needs CAP_NET_ADMIN and CAP_SYS_NICE. Without the latter promote, if it is not nil,
+// is called to have another process call Promote for this one. Until that has been
+// done nothing is answered.
+func (f *Firewall) OpenSentry(answer func(Commit), promote func() error) (*Sentry, error) {
+	s := &Sentry{own: f.own, answer: answer, promote: promote, limit: rate.NewLimiter(sentryRate, sentryBurst)}
 	if err := s.open(f.backend); err != nil {
 		return nil, fmt.Errorf("cannot answer rule changes before who made them goes on: %w", err)
 	}
@@ -96,6 +100,11 @@ func (s *Sentry) open(backend string) error {
 		here, elsewhere := s.fds[len(s.fds)-2], s.fds[len(s.fds)-1]
 		s.threads.Go(func() { s.watch(here, elsewhere, cpu, started) })
 		if err := <-started; err != nil {
+			return errors.Join(err, s.Close())
+		}
+	}
+	if s.waiting {
+		if err := s.promote(); err != nil {
 			return errors.Join(err, s.Close())
 		}
 	}
@@ -140,13 +149,22 @@ func (s *Sentry) Close() error {
 // and nobody inherits its priority and its CPU.
 func (s *Sentry) watch(here, elsewhere, cpu int, started chan<- error) {
 	runtime.LockOSThread()
-	var one unix.CPUSet
-	one.Set(cpu)
-	err := unix.SchedSetaffinity(0, &one)
-	if err == nil {
-		err = unix.SchedSetAttr(0, &unix.SchedAttr{
-			Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: sentryPriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
-		}, 0)
+	if unix.Gettid() == unix.Getpid() {
+		// Go keeps the first thread of a process for good, which would stay of real time. Another one does it,
+		// and while this goroutine waits nobody else gets the first.
+		defer runtime.UnlockOSThread()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.watch(here, elsewhere, cpu, started)
+		}()
+		<-done
+		return
+	}
+	err := raise(0, cpu)
+	raised := err == nil
+	if errors.Is(err, unix.EPERM) && s.promote != nil {
+		s.waiting, err = true, nameThread(cpu)
 	}
 	started <- err
 	if err != nil {
@@ -162,10 +180,13 @@ func (s *Sentry) watch(here, elsewhere, cpu int, started chan<- error) {
 		if err != nil && !errors.Is(err, unix.EINTR) || poll[2].Revents != 0 {
 			return
 		}
-		if c, ok := receiveCommit(here, buf, firstPIDs); ok {
+		raised = raised || isRaised()
+		if c, ok := receiveCommit(here, buf, firstPIDs); ok && raised {
 			s.heard(c)
+		} else if ok {
+			_ = s.promote() // once more: whoever was asked has not done it yet
 		}
-		if c, ok := receiveCommit(elsewhere, buf, firstPIDs); ok {
+		if c, ok := receiveCommit(elsewhere, buf, firstPIDs); ok && raised {
 			s.hold(c, elsewhere)
 		}
 	}

@@ -51,7 +51,7 @@ func TestSentryHoldsForAMoment(t *testing.T) {
 
 func TestSentryIsForNft(t *testing.T) {
 	f := &Firewall{backend: BackendLegacy, own: &ownCommits{}}
-	if s, err := f.OpenSentry(func(Commit) {}); s != nil || err == nil || !strings.Contains(err.Error(), BackendLegacy) {
+	if s, err := f.OpenSentry(func(Commit) {}, nil); s != nil || err == nil || !strings.Contains(err.Error(), BackendLegacy) {
 		t.Errorf("got %v, error %v", s, err)
 	}
 }

@@ -30,7 +30,7 @@ func TestF01_CommitIsAnsweredBeforeItsMakerGoesOn(t *testing.T) {
 			} else {
 				gone = append(gone, c.Command)
 			}
-		})
+		}, nil)
 		return err
 	}))
 	b.reconcile()
@@ -70,7 +70,7 @@ func TestSentryEnds(t *testing.T) {
 	for range 3 {
 		var sentry *firewall.Sentry
 		fwMust(t, b.node.Do(func() (err error) {
-			sentry, err = b.fw.OpenSentry(func(firewall.Commit) {})
+			sentry, err = b.fw.OpenSentry(func(firewall.Commit) {}, nil)
 			return err
 		}))
 		if realTimeThreads(t) <= before {
