@@ -3,7 +3,10 @@
 #
 #   scripts/deps.sh build   to compile and lint
 #   scripts/deps.sh unit    … and to run the unit tests
+#   scripts/deps.sh selinux to compile the SELinux module and ask it what it allows
 #   scripts/deps.sh all     … and to run the end-to-end tests, PostgreSQL's own tests and the demo
+#   scripts/deps.sh versions … and to run other versions of PostgreSQL
+#   scripts/deps.sh vm      … and to build and boot virtual machines
 #
 # Does nothing when nothing is missing. While it installs, no service is started and no PostgreSQL cluster is created;
 # both switches are taken away again afterwards. A pgpool that it installs is not started at boot either.
@@ -12,15 +15,25 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 build=(gcc libc6-dev pkg-config libseccomp-dev git ca-certificates)
 unit=(postgresql-15 postgresql-client-15 procps)
-e2e=(iptables ipset nftables conntrack iproute2 iputils-ping util-linux strace pgpool2)
+e2e=(iptables ipset nftables conntrack iproute2 iputils-ping util-linux strace sudo pgpool2)
+selinux=(checkpolicy semodule-utils policycoreutils setools)
+package=(lintian rpm systemd systemd-sysv dbus postgresql-common bash-completion zsh fish)
 suites=(postgresql-plperl-15 postgresql-15-pgaudit dpkg-dev patch xz-utils bzip2)
+vm=(qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs iproute2)
+versions=(debootstrap debian-archive-keyring)
+if ! command -v npm >/dev/null; then # node may be from elsewhere, with npm in it
+    versions+=(npm)
+fi
 
 case ${1:-all} in
     build) wanted=("${build[@]}") ;;
     unit) wanted=("${build[@]}" "${unit[@]}") ;;
-    all) wanted=("${build[@]}" "${unit[@]}" "${e2e[@]}" "${suites[@]}") ;;
+    selinux) wanted=("${build[@]}" "${selinux[@]}") ;;
+    all) wanted=("${build[@]}" "${unit[@]}" "${selinux[@]}" "${e2e[@]}" "${package[@]}" "${suites[@]}") ;;
+    versions) wanted=("${build[@]}" "${unit[@]}" "${e2e[@]}" "${suites[@]}" "${versions[@]}") ;;
+    vm) wanted=("${build[@]}" "${unit[@]}" "${selinux[@]}" "${e2e[@]}" "${package[@]}" "${suites[@]}" "${vm[@]}") ;;
     *)
-        echo "usage: scripts/deps.sh [build|unit|all]" >&2
+        echo "usage: scripts/deps.sh [build|unit|selinux|all|versions|vm]" >&2
         exit 2
         ;;
 esac

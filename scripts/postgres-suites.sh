@@ -1,6 +1,8 @@
 #!/bin/bash
 # Fetches PostgreSQL's own tests for the version that is installed, and prints the directory they are in:
 #
+#   scripts/postgres-suites.sh [ROOTFS SUITE]    of this host, or of a Debian that scripts/rootfs.sh has made
+#
 #   build/postgres-suites/VERSION/regress      regression tests   (sql, expected, data, parallel_schedule)
 #                                isolation     isolation tests    (specs, expected, isolation_schedule)
 #                                ext/NAME      tests of a language or a contrib module; the file tests has their names
@@ -22,13 +24,18 @@ fail() {
     exit 1
 }
 
+root=${1:-} suite=${2:-}
+query() {
+    dpkg-query --admindir="$root/var/lib/dpkg" --show --showformat="$1" "$2"
+}
+
 # The newest server, as the test bed picks it.
-bin=$(printf '%s\n' /usr/lib/postgresql/*/bin/postgres | sort -V | tail -n 1)
+bin=$(printf '%s\n' "$root"/usr/lib/postgresql/*/bin/postgres | sort -V | tail -n 1)
 [[ -x $bin ]] || fail "cannot find a server below /usr/lib/postgresql: run 'make deps'"
 major=$(basename "$(dirname "$(dirname "$bin")")")
 server=postgresql-$major
-version=$(dpkg-query --show --showformat='${Version}' "$server")
-source=$(dpkg-query --show --showformat='${source:Package}=${source:Version}' "$server")
+version=$(query '${Version}' "$server")
+source=$(query '${source:Package}=${source:Version}' "$server")
 out=build/postgres-suites/$version
 if [[ -d $out ]]; then
     echo "$out"
@@ -53,10 +60,15 @@ quietly() { # what, command …
 }
 
 # Where the installed version came from: "name | version | URI suite/component arch Packages".
-read -r uri place _ < <(apt-cache madison "$server" | awk -F ' *[|] *' -v v="$version" '$2 == v { print $3; exit }') ||
-    fail "no package source of this host offers $server $version any more, so its tests cannot be had: update $server"
+if [[ -z $root ]]; then
+    read -r uri place _ < <(apt-cache madison "$server" | awk -F ' *[|] *' -v v="$version" '$2 == v { print $3; exit }') ||
+        fail "no package source of this host offers $server $version any more, so its tests cannot be had: update $server"
+else
+    uri=$(scripts/mirror.sh)
+    place=$suite/main
+fi
 mkdir -p "$work"/{lists,cache,src,dev}
-echo "deb-src $uri ${place%/*} ${place##*/}" >"$work/sources.list"
+printf "%s $uri ${place%/*} ${place##*/}\n" deb deb-src >"$work/sources.list"
 cat >"$work/apt.conf" <<END
 Dir::Etc::SourceList "$work/sources.list";
 Dir::Etc::SourceParts "-";
@@ -69,13 +81,13 @@ APT::Sandbox::User "root";
 #clear Acquire::IndexTargets::deb-src::DEP-11;
 END
 echo "postgres-suites: fetching $source (output: $log)" >&2
-quietly "fetch the list of source packages" apt-get -q -c "$work/apt.conf" update
+quietly "fetch the lists of packages" apt-get -q -c "$work/apt.conf" update
 cd "$work/src"
 log=$OLDPWD/$log
 quietly "fetch the source of $server" apt-get -q -c "$work/apt.conf" source --download-only "$source"
 quietly "unpack the source of $server" dpkg-source --no-check -x ./*.dsc tree # apt has checked it
 cd "$work/dev"
-quietly "fetch the headers of $server" apt-get -q -o APT::Sandbox::User=root download "postgresql-server-dev-$major=$version"
+quietly "fetch the headers of $server" apt-get -q -c "$work/apt.conf" download "postgresql-server-dev-$major=$version"
 quietly "unpack the headers of $server" dpkg-deb -x ./*.deb .
 
 tree=$work/src/tree
@@ -95,7 +107,7 @@ for path in "${extensions[@]}"; do
 done
 quietly "compile regress.so" gcc -O2 -fPIC -shared -Wall -I"$tree/src/test/regress" \
     -I"$work/dev/usr/include/postgresql/$major/server" -o "$new/lib/regress.so" "$tree/src/test/regress/regress.c"
-cp /usr/lib/postgresql/"$major"/lib/{autoinc,refint}.so "$new/lib"
+cp "$(dirname "$bin")"/../lib/{autoinc,refint}.so "$new/lib"
 
 cd "$work/../../.."
 mv "$new" "$out"
