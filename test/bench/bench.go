@@ -63,3 +63,9 @@ func bench(ctx context.Context, out io.Writer, names []string) (err error) {
 	}
 	return nil
 }
+
+// medianOf is between the two in the middle where there are two.
+func medianOf[T ~int64 | ~float64](all []T) T {
+	sorted, n := slices.Sorted(slices.Values(all)), len(all)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}

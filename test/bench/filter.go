@@ -65,8 +65,7 @@ func benchFilter(ctx context.Context, out io.Writer, _ *testbed.Host) error {
 	for range filterRounds {
 		for _, call := range calls {
 			for _, c := range list {
-				c.work <- call
-				c.all[call.name] = append(c.all[call.name], float64((<-c.times).Nanoseconds())/filterCalls)
+				c.all[call.name] = append(c.all[call.name], c.time(call))
 			}
 		}
 	}
@@ -84,10 +83,14 @@ func benchFilter(ctx context.Context, out io.Writer, _ *testbed.Host) error {
 		}
 		fmt.Fprint(w, "\t\n")
 	}
-	return w.Flush()
+	return errors.Join(w.Flush(), benchTrace(ctx, out, list[:2]))
 }
 
-func medianOf(all []float64) float64 { return slices.Sorted(slices.Values(all))[len(all)/2] }
+// time is that of a call in one round, in ns.
+func (c *contender) time(call call) float64 {
+	c.work <- call
+	return float64((<-c.times).Nanoseconds()) / filterCalls
+}
 
 // start loads the filter on a thread that stays: what Go does when a thread ends is more than the filters allow.
 func (c *contender) start() error {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os/exec"
 	"os/user"
+	"strings"
 	"time"
 
 	"github.com/pghardend/pghardend/internal/testbed"
@@ -32,33 +34,38 @@ func benchLaunch(ctx context.Context, out io.Writer, h *testbed.Host) error {
 	if err != nil {
 		return err
 	}
-	var bare, confined []float64
+	var bare, confined spent
 	for range launches {
-		took, err := milliseconds(func() error { return h.CommandAs(ctx, u, launched).Run() })
-		if err != nil {
+		if err := bare.add(h.CommandAs(ctx, u, launched)); err != nil {
 			return fmt.Errorf("without confinement: %w", err)
 		}
-		bare = append(bare, took)
-		took, err = milliseconds(func() error {
-			r, err := a.CLI(ctx, "exec", "--service", "probe")
-			if err == nil && r.Code != 0 {
-				err = fmt.Errorf("exit code %d: %s", r.Code, r.Stderr)
-			}
-			return err
-		})
-		if err != nil {
+		if err := confined.add(a.Command(ctx, "exec", "--service", "probe")); err != nil {
 			return err
 		}
-		confined = append(confined, took)
 	}
-	_, err = fmt.Fprintf(out, "%s, from the start to its end, median of %d: %.1f ms by exec --service, %.1f ms bare: %.1f ms more\n",
-		launched, launches, medianOf(confined), medianOf(bare), medianOf(confined)-medianOf(bare))
-	return err
+	for _, x := range []struct {
+		what           string
+		confined, bare []float64
+	}{{"from the start to its end", confined.wall, bare.wall}, {"CPU time until then", confined.cpu, bare.cpu}} {
+		with, without := medianOf(x.confined), medianOf(x.bare)
+		fmt.Fprintf(out, "%s, %s, median of %d: %.1f ms by exec --service, %.1f ms bare: %.1f ms more\n", launched, x.what, launches, with, without, with-without)
+	}
+	return nil
 }
 
-// milliseconds is how long f took.
-func milliseconds(f func() error) (float64, error) {
+// spent is what commands took, in milliseconds.
+type spent struct{ wall, cpu []float64 }
+
+func (s *spent) add(cmd *exec.Cmd) error {
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
 	began := time.Now()
-	err := f()
-	return float64(time.Since(began).Microseconds()) / 1000, err
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, stderr.String())
+	}
+	s.wall = append(s.wall, milliseconds(time.Since(began)))
+	s.cpu = append(s.cpu, milliseconds(cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()))
+	return nil
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -115,8 +114,7 @@ func median(f func() (time.Duration, error)) (time.Duration, error) {
 		}
 		all = append(all, d)
 	}
-	slices.Sort(all)
-	return all[len(all)/2], nil
+	return medianOf(all), nil
 }
 
 func show(out io.Writer, backend string, results []result) error {

@@ -74,7 +74,7 @@ func benchPgbench(ctx context.Context, out io.Writer, _ *testbed.Host) (err erro
 		}
 		tps := ratios(hardened.scores, bare.scores, func(s score) float64 { return s.tps })
 		cpu := ratios(hardened.scores, bare.scores, func(s score) float64 { return s.cpu })
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\n", l.name, middle(tps), spread(tps), middle(cpu), spread(cpu))
+		fmt.Fprintf(w, "%s\t%.3f\t%s\t%.3f\t%s\t\n", l.name, medianOf(tps), spread(tps), medianOf(cpu), spread(cpu))
 	}
 	return w.Flush()
 }
@@ -212,12 +212,6 @@ func ratios(hardened, bare []score, of func(score) float64) []float64 {
 	}
 	slices.Sort(all)
 	return all
-}
-
-// middle is the median of sorted values.
-func middle(sorted []float64) string {
-	n := len(sorted)
-	return fmt.Sprintf("%.3f", (sorted[(n-1)/2]+sorted[n/2])/2)
 }
 
 // spread is from the first to the third quartile of sorted values.

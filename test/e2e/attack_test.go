@@ -63,7 +63,8 @@ func startAttack(t *testing.T, backend string) *attack {
 	must(t, err)
 	service := testbed.ServiceOf(a.cluster)
 	service.Groups = supplementaryGroups(t, a.cluster.User)
-	withoutLandlock(&service) // which would deny the shell that the packets come from
+	withoutLandlock(&service)                  // which would deny the shell that the packets come from
+	service.Features = []string{"auto", "udp"} // what stops datagrams here is netfilter alone
 	a.cfg.Services = map[string]testbed.Service{"postgres": service}
 	a.agent, err = testbed.NewAgent(a.ctx, a.node, a.cfg)
 	must(t, err)

@@ -238,6 +238,8 @@ func TestA51_MemoryHog(t *testing.T) {
 // What is changed of a group, and who is moved out of it, is put back.
 func TestCgroupDrift(t *testing.T) {
 	s := cgroupSlice(t, nil, withCgroup(map[string]any{"mode": "required", "tasks_max": 150, "memory_max": "512M"}))
+	s.cfg.Full = "10m"
+	must(t, s.agent.WriteConfig(s.cfg))
 	s.start()
 	s.settled("the start")
 	pid := mustPID(t, s)
@@ -260,17 +262,23 @@ func TestCgroupDrift(t *testing.T) {
 			t.Error(got)
 		}
 	})
-	move := func(pid int, look func()) {
+	move := func(pid int) control.Drift {
 		before := time.Now()
 		must(t, os.WriteFile(filepath.Join(filepath.Dir(filepath.Dir(pids)), "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
-		look()
-		s.awaitRestored(before, fmt.Sprintf("service postgres: process %d is in the control group /, want", pid))
+		d := s.awaitRestored(before, fmt.Sprintf("service postgres: process %d is in the control group /, want", pid))
 		if got := groupOf(t, pid, "pids"); got != pids {
 			t.Error(got)
 		}
+		return d
 	}
-	t.Run("postmaster", func(t *testing.T) { move(pid, func() {}) })
-	t.Run("child", func(t *testing.T) { move(tree[len(tree)-1], func() { s.cli("apply") }) })
+	s.awaitTraced()
+	t.Run("postmaster", func(t *testing.T) { move(pid) })
+	// Nobody looks at children for ten minutes: the kernel tells of it, and who it was.
+	t.Run("child", func(t *testing.T) {
+		if d := move(tree[len(tree)-1]); d.Trigger != "event" || d.Who == nil || d.Who.PID != os.Getpid() {
+			t.Errorf("%+v, by %+v", d, d.Who)
+		}
+	})
 	t.Run("verify sees what is not put back", func(t *testing.T) {
 		s.whileFrozen(true, func() {
 			must(t, os.WriteFile(filepath.Join(pids, "pids.max"), []byte("1000"), 0))

@@ -96,7 +96,7 @@ func TestA36_BlockedShellIsAnEvent(t *testing.T) {
 		if _, err := a.program("echo hunter2"); err == nil {
 			t.Fatal("it is executed")
 		}
-		e := a.awaitDenial("/bin/sh", "blocked", "EACCES")
+		e := a.awaitDenial("/bin/sh", "blocked", "EPERM")
 		if e.Resource != "postgres" || e.Who == nil || e.Who.PID == 0 || !strings.HasPrefix(e.Who.Parent, "postgres (") || e.Who.UID != atoi(t, a.cluster.User.Uid) {
 			t.Errorf("%+v, by %+v", e, e.Who)
 		}

@@ -117,6 +117,19 @@ func TestF11_CommandsAtTheStart(t *testing.T) {
 	})
 }
 
+// F11: the first write after a boot loads modules, on a slow host for longer than a command may take. apply, which
+// pghardend-boot.service runs, writes again. One that is slow for good is told.
+func TestF11_FirstWriteAfterABoot(t *testing.T) {
+	t.Parallel()
+	s, _ := newHold(t, "nft")
+	s.standIns()
+	s.standIn("exec sleep 60", "-restore")
+	s.want(1, []string{"iptables-nft-restore", "10s"}, "apply")
+	s.standIn(`[ -e /run/${0##*/}.loaded ] || { touch /run/${0##*/}.loaded; exec sleep 60; }; exec $REAL "$@"`, "-restore")
+	s.want(0, nil, "apply")
+	s.isolated("after a slow first write")
+}
+
 // F11: commands go away, fail or hang while the daemon runs. What needs none of
 // them goes on: sets, and with the nft backend the rules as well. Nothing is torn
 // down, and the end of it is noticed.

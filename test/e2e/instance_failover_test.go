@@ -41,11 +41,13 @@ func sameRules(t *testing.T, when, before, after string) {
 // The roles of the servers are a fact of run time: a failover changes no rule and no set on any node, not even the crashed
 // one's. Clients of pgpool write on when it is over.
 func TestInstanceFailover(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		in := startInstance(t, testbed.InstanceSpec{Name: "failover", Backend: backend, Services: true})
 		c, first := in.Primary()
 		_, err := c.Pgbench(in.ctx, in.App(), in.PgpoolConninfo("pool-0"), "-i", "-q")
 		must(t, err)
+		in.awaitLimits(backend)
 		before := in.snapshots(backend)
 		w := in.startWriter("pool-1")
 		w.await(3)
@@ -86,6 +88,20 @@ func TestInstanceFailover(t *testing.T) {
 			}
 		}
 	})
+}
+
+// awaitLimits waits until the servers have said how many connections they take, which changes rules.
+func (in *instance) awaitLimits(backend string) {
+	in.t.Helper()
+	for _, at := range []func() (*testbed.Cluster, *testbed.Host){in.Primary, in.Standby} {
+		_, h := at()
+		must(in.t, testbed.Await(in.ctx, "the limits of "+h.Name(), func(context.Context) error {
+			if !strings.Contains(snapshot(in.t, h, backend), "--connlimit-upto") {
+				return errors.New("the rules have none")
+			}
+			return nil
+		}))
+	}
 }
 
 func (in *instance) snapshots(backend string) map[string]string {

@@ -11,6 +11,7 @@ import (
 // Every cell is probed with all services running. That the probes can see a way through is shown by the hosts without
 // pghardend and, for the nodes themselves, by the same instance without agents.
 func TestInstanceMatrix(t *testing.T) {
+	t.Parallel()
 	want := expected(t)
 	var asked map[reach.Cell]reach.Answer
 	eachBackend(t, func(t *testing.T, backend string) {
@@ -34,6 +35,7 @@ func TestInstanceMatrix(t *testing.T) {
 }
 
 func TestInstanceMatrixWithoutAgents(t *testing.T) {
+	t.Parallel()
 	in := startInstance(t, testbed.InstanceSpec{Name: "bare", Services: true, Unprotected: true})
 	got, err := reach.Measure(in.ctx, in.Bed, in.Hosts())
 	must(t, err)

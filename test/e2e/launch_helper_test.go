@@ -48,9 +48,11 @@ type launchInput struct {
 	Profile      string // text of a seccomp profile; "": the one of postgres; the feature helpers is added
 	Landlock     launch.Landlock
 	Mounts       launch.Mounts
+	SELinux      launch.SELinux
 	NoLandlock   bool // play a kernel without Landlock
 	// FalseLandlock plays one that only says that it enforces the rules.
 	FalseLandlock bool
+	Gated         bool // without the feature helpers, so that nothing is executed after the launch
 	NoMounts      bool // play a kernel without mount_setattr(2)
 	NoSeccomp     bool // play a kernel without seccomp filters
 	Busy          bool // keep all threads busy, so that goroutines move between them
@@ -211,6 +213,9 @@ func (in launchInput) spec() (launch.Spec, error) {
 	if err != nil {
 		return launch.Spec{}, err
 	}
+	if in.Gated {
+		return in.with(profile)
+	}
 	// Most commands are a shell or one of coreutils.
 	if text, err = policies.FS.ReadFile("seccomp/features/helpers.json"); err != nil {
 		return launch.Spec{}, err
@@ -222,6 +227,11 @@ func (in launchInput) spec() (launch.Spec, error) {
 	if profile, err = profile.With(helpers); err != nil {
 		return launch.Spec{}, err
 	}
+	return in.with(profile)
+}
+
+// with has all but the profile from the input.
+func (in launchInput) with(profile sandbox.Profile) (launch.Spec, error) {
 	caps, err := sandbox.ParseCapabilities(in.Capabilities)
 	if err != nil {
 		return launch.Spec{}, err
@@ -229,7 +239,7 @@ func (in launchInput) spec() (launch.Spec, error) {
 	return launch.Spec{
 		Service: "test", User: in.User, Groups: in.Groups, Command: in.Command, Helpers: in.Helpers, DataDir: in.DataDir, Limits: in.Limits,
 		Capabilities: caps, Seccomp: profile, Environment: in.Environment, OOMScoreAdj: in.OOMScoreAdj,
-		Landlock: in.Landlock, Mounts: in.Mounts,
+		Landlock: in.Landlock, Mounts: in.Mounts, SELinux: in.SELinux,
 	}, nil
 }
 

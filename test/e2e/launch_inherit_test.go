@@ -64,7 +64,7 @@ func TestF34_LaunchEnvironment(t *testing.T) {
 	r, control := launchBoth(t, "/usr/bin/env")
 	want := []string{
 		"HOME=/nonexistent", "LANG=C.UTF-8", "LC_TIME=C", "LOGNAME=nobody", "NOTIFY_SOCKET=/run/notify-test",
-		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "PG_OOM_ADJUST_VALUE=0", "TZ=UTC", "USER=nobody",
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "PG_OOM_ADJUST_VALUE=0", "RES_OPTIONS=use-vc", "TZ=UTC", "USER=nobody",
 	}
 	if got := strings.Split(strings.TrimSpace(r.stdout), "\n"); !slices.Equal(got, want) {
 		t.Errorf("the environment is %q, want %q", got, want)

@@ -215,7 +215,7 @@ func TestF29_LaunchUnknownSyscall(t *testing.T) {
 // A filter that forbids execve stops the launcher itself, which must say so.
 func TestLaunchProfileWithoutExec(t *testing.T) {
 	in := launchStatus()
-	in.Profile = launchProfile(t, []string{"execve"}, nil)
+	in.Profile, in.Gated = launchProfile(t, []string{"execve"}, nil), true
 	launchRun(t, in).refused(t, launch.StepExec, "must allow execve")
 }
 
@@ -319,7 +319,7 @@ func TestLaunchNeedsRoot(t *testing.T) {
 	cmd, reader := launchCommand(t, launchStatus())
 	cmd.Path, cmd.Dir = reachable, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: launchNobody, Gid: launchNobody}}
-	launchWait(t, cmd, reader).refused(t, launch.StepPrivilege, "run as root")
+	launchWait(t, cmd, reader).refused(t, launch.StepUnit, "not as root")
 
 	launchRun(t, launchStatus(), "/usr/bin/setpriv", "--bounding-set", "-setuid").
 		refused(t, launch.StepPrivilege, "cap_setuid")

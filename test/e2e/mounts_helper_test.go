@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,7 +19,8 @@ import (
 	"github.com/pghardend/pghardend/policies"
 )
 
-// serviceMounts is what a service with this data directory is given.
+// serviceMounts is what a service with this data directory is given, with the tools of an
+// attacker: what is tested is what they can do to files.
 func serviceMounts(t *testing.T, dataDir string) launch.Mounts {
 	t.Helper()
 	text, err := policies.FS.ReadFile("mounts/system.yaml")
@@ -30,6 +32,7 @@ func serviceMounts(t *testing.T, dataDir string) launch.Mounts {
 	}
 	must(t, yaml.Unmarshal(text, &system))
 	m := launch.Mounts{Mode: launch.MountsRequired, Paths: mounts.Spec{Exec: system.Exec, ReadOnly: system.ReadOnly, Devices: system.Devices}}
+	m.Paths.Exec = append(m.Paths.Exec, "/usr/bin")
 	if dataDir != "" {
 		m.Paths.Write = []string{dataDir, "/dev/shm", "/run/postgresql"}
 	}
@@ -96,10 +99,14 @@ func (h mountHost) sh(script string) string {
 	return shellIn(h.t, h.pid, script)
 }
 
-// shellIn runs a script as root in the mount namespace of a process.
+// shellIn runs a script as root in the mount namespace of a process. The programs are the
+// host's: in that of a service none can be executed.
 func shellIn(t *testing.T, pid, script string) string {
 	t.Helper()
-	out, err := exec.Command("/usr/bin/nsenter", "-t", pid, "-m", "--", "/bin/sh", "-ec", script).CombinedOutput()
+	host := fmt.Sprintf("/proc/%d/root", os.Getpid())
+	cmd := exec.Command("/usr/bin/nsenter", "-t", pid, "-m", "--", host+"/bin/sh", "-ec", script)
+	cmd.Env = append(os.Environ(), "PATH="+host+"/usr/bin:"+host+"/usr/sbin:"+host+"/bin:"+host+"/sbin")
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", script, err, out)
 	}

@@ -1,13 +1,19 @@
 package e2e
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pghardend/pghardend/internal/launch"
+	"github.com/pghardend/pghardend/internal/testbed"
 )
 
 // mountsHeld is a service that says when it is there and stays until its input ends.
@@ -204,6 +210,33 @@ func TestLaunchMountsRemountIsFound(t *testing.T) {
 		shellIn(t, strconv.Itoa(pid), change)
 		if got := mountFaults(t, in, pid); !strings.Contains(got, want) {
 			t.Errorf("%s: faults %q, want %q", change, got, want)
+		}
+	}
+}
+
+// A service that systemd starts before there ever was a daemon: the directories that the daemon will have are there
+// and hidden already.
+func TestLaunchMountsHideWhatIsNotThereYet(t *testing.T) {
+	s := newSlice(t, "nft", nil)
+	for _, dir := range []string{"run", "state"} {
+		if _, err := os.Stat(filepath.Join(s.agent.Dir, dir)); err == nil {
+			t.Fatalf("%s is there; the test proves nothing", dir)
+		}
+	}
+	cmd := s.agent.Command(s.ctx, "exec", "--service", "postgres")
+	must(t, cmd.Start())
+	defer func() { _ = cmd.Process.Signal(unix.SIGINT); _ = cmd.Wait() }() // it may have ended
+	var pid int
+	must(t, testbed.Await(s.ctx, "postgres", func(context.Context) error {
+		var err error
+		pid, err = s.cluster.PID()
+		return err
+	}))
+	for _, dir := range []string{"run", "state"} {
+		path := filepath.Join(s.agent.Dir, dir)
+		must(t, os.WriteFile(filepath.Join(path, "later"), nil, 0o600))
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s/later", pid, path)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the service sees what is in %s: %v", path, err)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 // its control programs, a reload, the death of a child, a failover with its script, stop. Not one system call is denied,
 // save those whose denial is by design.
 func TestPgpoolWorkUnderFilter(t *testing.T) {
+	t.Parallel()
 	in := startInstance(t, testbed.InstanceSpec{Name: "poolwork", Services: true, LoadBalance: true})
 	pool := in.Pools[0]
 	in.poolService(pool, "stop")

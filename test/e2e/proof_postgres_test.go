@@ -267,6 +267,26 @@ func TestVerifyStrays(t *testing.T) {
 		pid := s.run(t, s.node.CommandAs(s.ctx, u, "/usr/bin/sleep", "1000"))
 		s.wantFaults(pid, "family filter filters mode no_new_privs bounding exe", "has the user postgres")
 	})
+	// An operator's sudo -u postgres psql is no better: it has the user and no box. As somebody else he is no stray.
+	psql := func(t *testing.T, command func(name string, args ...string) *exec.Cmd) int {
+		t.Helper()
+		in, out, err := os.Pipe()
+		must(t, err)
+		t.Cleanup(func() { in.Close(); out.Close() })
+		cmd := command(filepath.Join(s.cluster.BinDir, "psql"), fmt.Sprintf("host=%s port=%d user=%s dbname=postgres", s.cluster.Socket, s.cluster.Port, testbed.Superuser))
+		cmd.Stdin = in
+		return s.run(t, cmd)
+	}
+	t.Run("psql", func(t *testing.T) {
+		pid := psql(t, func(name string, args ...string) *exec.Cmd { return s.node.CommandAs(s.ctx, u, name, args...) })
+		s.wantFaults(pid, "family filter", "has the user postgres", "run client programs as another user", "pg_ident.conf")
+	})
+	t.Run("psql as another user", func(t *testing.T) {
+		psql(t, func(name string, args ...string) *exec.Cmd {
+			return s.node.Command(s.ctx, "setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", "--", name}, args...)...)
+		})
+		s.wantAllWell()
+	})
 	t.Run("control: the same user elsewhere", func(t *testing.T) {
 		s.run(t, s.peer.CommandAs(s.ctx, u, "/usr/bin/sleep", "1000"))
 		s.wantAllWell()
@@ -377,7 +397,10 @@ func (s *slice) agentless(what string, check func() error) error {
 // A service that listens where nobody is let in.
 func TestVerifyListeners(t *testing.T) {
 	s := newSlice(t, "nft", nil)
-	s.configure(withoutLandlock)
+	s.configure(func(s *testbed.Service) {
+		withoutLandlock(s)
+		s.Features = append(s.Features, "auto", "udp")
+	})
 	s.start()
 	for name, c := range map[string]struct{ perl, got string }{
 		"tcp": {`IO::Socket::INET->new(Listen => 1, LocalAddr => q(0.0.0.0), LocalPort => 4444)`, "no flow lets in: tcp 0.0.0.0:4444"},

@@ -195,6 +195,7 @@ func descriptorFaults(pid int) []string {
 
 var allowedVariables = []string{
 	"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "PG_OOM_ADJUST_FILE", "PG_OOM_ADJUST_VALUE",
+	"RES_OPTIONS",                  // names are asked for by TCP
 	"PGDATA", "PG_GRANDPARENT_PID", // set by the postmaster itself
 }
 

@@ -11,7 +11,8 @@ import (
 // The claims of the first slice about packets, with the daemon running, on both
 // backends and both families.
 func TestSliceNetwork(t *testing.T) {
-	eachBackend(t, func(t *testing.T, backend string) {
+	t.Parallel()
+	eachBackendAtOnce(t, func(t *testing.T, backend string) {
 		s := newSlice(t, backend, nil)
 		// Positive control: without rules the sibling gets at the same server.
 		must(t, s.cluster.Start(s.ctx, s.node))

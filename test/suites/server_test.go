@@ -71,6 +71,9 @@ func (s *server) confine(bed *testbed.Bed, declare func(*testbed.Service)) *serv
 	var err error
 	service.Groups, err = testbed.SupplementaryGroups(s.cluster.User)
 	must(s.t, err)
+	if prefix := filepath.Dir(s.cluster.BinDir); !strings.HasPrefix(prefix, "/usr/") {
+		allow("read", prefix)(&service) // its libraries and what initdb put into share
+	}
 	service.Limits = map[string]any{"nofile": 4000, "core": 0, "memlock": 65536}
 	if declare != nil {
 		declare(&service)

@@ -28,6 +28,10 @@ func TestMain(m *testing.M) {
 	code := testbed.Main(func(context.Context) int { return m.Run() })
 	removeTraces()
 	fmt.Fprint(os.Stdout, summary.text())
+	if err := summary.write(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
 	os.Exit(code)
 }
 
