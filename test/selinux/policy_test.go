@@ -2,6 +2,7 @@ package selinux
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 )
 
 const store = "../../build/selinux/store"
@@ -308,5 +310,22 @@ func TestPortsAreThoseOfTheFlows(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("ports (-flows.yaml, +ports):\n%s", diff)
+	}
+}
+
+// Tests of machines compile the module side by side: none may see half of another's.
+func TestModuleIsCompiledSideBySide(t *testing.T) {
+	var group errgroup.Group
+	for range 20 {
+		group.Go(func() error {
+			out, err := exec.CommandContext(t.Context(), "../../scripts/selinux.sh", "module").CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
 	}
 }
