@@ -79,7 +79,11 @@ func (d delegated) Apply(ctx context.Context, p reconcile.Plan) error {
 	for _, wait := range repairLooks {
 		d.again(wait)
 	}
-	return fmt.Errorf("%w\n%s.service was asked to do it, which is permitted that; if it stays as it is: `systemctl status %[2]s.path %[2]s.service`", err, repairUnit)
+	return &reconcile.AskedError{
+		Whom: repairUnit + ".service",
+		Err: fmt.Errorf("%w\n%s.service was asked to do it, which is permitted that; if it stays as it is: `systemctl status %[2]s.path %[2]s.service`",
+			err, repairUnit),
+	}
 }
 
 // notPermitted: by capabilities, a system call filter, or a read-only file system.

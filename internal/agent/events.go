@@ -51,7 +51,7 @@ func (e *events) record(x reconcile.Event) {
 	e.journal.Append(journal.Record{
 		Kind: kind, ID: x.ID, Resource: x.Resource, Cause: x.Cause, Trigger: x.Trigger, What: x.What,
 		Since: x.Since, Found: x.Found, Repaired: x.Repaired, OpenMS: x.OpenMS,
-		Who: (*journal.Culprit)(x.Who), Restart: x.Restart, Error: x.Error,
+		Who: (*journal.Culprit)(x.Who), Restart: x.Restart, Error: x.Error, Asked: x.Asked,
 	})
 }
 
@@ -153,7 +153,7 @@ func eventOf(r journal.Record) control.Event {
 		Drift: control.Drift{
 			ID: r.ID, Resource: r.Resource, Cause: r.Cause, Trigger: r.Trigger, What: r.What,
 			Since: r.Since, Found: r.Found, Repaired: r.Repaired, OpenMS: r.OpenMS,
-			Who: (*control.Culprit)(r.Who), Restart: r.Restart, Error: r.Error,
+			Who: (*control.Culprit)(r.Who), Restart: r.Restart, Error: r.Error, Asked: r.Asked,
 		},
 	}
 }
@@ -162,7 +162,7 @@ func driftOf(e reconcile.Event) control.Drift {
 	return control.Drift{
 		ID: e.ID, Resource: e.Resource, Cause: e.Cause, Trigger: e.Trigger, What: e.What,
 		Since: e.Since, Found: e.Found, Repaired: e.Repaired, OpenMS: e.OpenMS,
-		Who: (*control.Culprit)(e.Who), Restart: e.Restart, Error: e.Error,
+		Who: (*control.Culprit)(e.Who), Restart: e.Restart, Error: e.Error, Asked: e.Asked,
 	}
 }
 

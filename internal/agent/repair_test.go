@@ -105,7 +105,8 @@ func TestDelegatedAsks(t *testing.T) {
 		if asked != want || (looks > 0) != want {
 			t.Errorf("%v: asked %t, %d looks; want %t", err, asked, looks, want)
 		}
-		if (got == nil) != (err == nil) || want && !strings.Contains(got.Error(), "pghardend-repair.service") {
+		asking := (*reconcile.AskedError)(nil)
+		if (got == nil) != (err == nil) || errors.As(got, &asking) != want || want && !strings.Contains(got.Error(), "pghardend-repair.service") {
 			t.Errorf("%v: %v", err, got)
 		}
 	}

@@ -65,6 +65,23 @@ func TestMerged(t *testing.T) {
 }
 
 // Many changes on purpose do not hide a drift.
+func TestDriftEnd(t *testing.T) {
+	for _, tt := range []struct {
+		drift control.Drift
+		want  string
+	}{
+		{control.Drift{Error: "busy"}, "NOT restored"},
+		{control.Drift{Restart: true}, "NOT restored, a restart is needed"},
+		{control.Drift{Repaired: time.Now(), OpenMS: 20}, "restored after at most 20 ms"},
+		{control.Drift{Repaired: time.Now(), OpenMS: 20, Error: "busy"}, "right again after at most 20 ms, by another hand"},
+		{control.Drift{Repaired: time.Now(), OpenMS: 20, Error: "not permitted", Asked: "x.service"}, "right again after at most 20 ms, x.service was asked to"},
+	} {
+		if got := driftEnd(tt.drift); got != tt.want {
+			t.Errorf("%+v: %q, want %q", tt.drift, got, tt.want)
+		}
+	}
+}
+
 func TestLastDrifts(t *testing.T) {
 	var list []control.Drift
 	now := time.Now()

@@ -170,6 +170,8 @@ func driftEnd(d control.Drift) string {
 		return "NOT restored, a restart is needed"
 	case d.Repaired.IsZero():
 		return "NOT restored"
+	case d.Asked != "":
+		return fmt.Sprintf("right again after at most %s, %s was asked to", ms(d.OpenMS), d.Asked)
 	case d.Error != "":
 		return fmt.Sprintf("right again after at most %s, by another hand", ms(d.OpenMS))
 	}

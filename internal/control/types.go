@@ -73,6 +73,7 @@ type Drift struct {
 	Who      *Culprit  `json:"who,omitempty"`
 	Restart  bool      `json:"restart,omitempty"` // only a restart of the service puts it right
 	Error    string    `json:"error,omitempty"`
+	Asked    string    `json:"asked,omitempty"` // who was asked to put it right, where the daemon's unit does not let it
 }
 
 // Culprit is the process that changed something, as far as it was still there to

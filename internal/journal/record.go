@@ -30,6 +30,7 @@ type Record struct {
 	Who      *Culprit  `json:"who,omitempty"`
 	Restart  bool      `json:"restart,omitempty"`
 	Error    string    `json:"error,omitempty"`
+	Asked    string    `json:"asked,omitempty"`
 }
 
 // Culprit is who did it.

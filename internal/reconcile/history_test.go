@@ -63,6 +63,25 @@ func TestFailureThatHealsWithoutUsIsClosed(t *testing.T) {
 	})
 }
 
+// What somebody else was asked to do is told as that, also when it has been done.
+func TestWhoWasAskedIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refused := errors.New("not permitted")
+		mounts := &thing{name: "mounts", want: "noexec", have: "noexec"}
+		mounts.write = func(context.Context, int) (string, error) {
+			return "exec", fmt.Errorf("mounts: %w", &AskedError{Whom: "another", Err: refused})
+		}
+		b := start(t, newSource(mounts))
+		mounts.set("exec")
+		after(3 * interval)
+		mounts.set("noexec")
+		after(interval)
+		if e := lastEvent(t, b.Snapshot()); e.Repaired.IsZero() || e.Asked != "another" || !strings.Contains(e.Error, refused.Error()) {
+			t.Errorf("%+v", e)
+		}
+	})
+}
+
 func TestHistoryIsBounded(t *testing.T) {
 	var events []Event
 	for i := range 3 * maxEvents {

@@ -180,6 +180,9 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 	event.What = bounded(event.What) + beside
 	if err != nil {
 		event.Error = err.Error()
+		if asked := (*AskedError)(nil); errors.As(err, &asked) {
+			event.Asked = asked.Whom
+		}
 		l.remember(record(l.events, event))
 		snap.problem(name, err, old)
 		return

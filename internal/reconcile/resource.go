@@ -29,6 +29,16 @@ type Unrepairable interface {
 // seen to be right a moment ago.
 var ErrNotDue = errors.New("no look is due")
 
+// AskedError is what Apply returns if it may not write, but has asked somebody else to:
+// it does not wait, and a later look finds it done.
+type AskedError struct {
+	Whom string // for people
+	Err  error
+}
+
+func (e *AskedError) Error() string { return e.Err.Error() }
+func (e *AskedError) Unwrap() error { return e.Err }
+
 // Resource is one kind of state in the kernel or on disk.
 type Resource interface {
 	Name() string
@@ -135,6 +145,7 @@ type Event struct {
 	Who      *Culprit  `json:"who,omitempty"`
 	Restart  bool      `json:"restart,omitempty"` // no write of ours can repair it, see Unrepairable
 	Error    string    `json:"error,omitempty"`   // why our last write did not repair it
+	Asked    string    `json:"asked,omitempty"`   // who was asked to do it instead, see AskedError
 }
 
 // ProblemConflict is Problem.What if somebody changes a resource again and again.

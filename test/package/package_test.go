@@ -248,6 +248,7 @@ func TestAgentInItsUnit(t *testing.T) {
 		"mounts":          "yes",
 		"who-repaired":    "success 0 ?",
 		"ok-again":        "yes",
+		"asked":           "pghardend-repair.service was asked to",
 		"nobody":          "yes",        // the control: without the repair unit, status says so
 		"nobody-did":      "rw,[a-z,]*", // and the mount is as it came
 		"after-all":       "yes",

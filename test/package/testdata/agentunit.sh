@@ -52,6 +52,7 @@ mount -t tmpfs tmpfs /srv/later
 fact mounts "$(await 30 "flags /srv/later | grep -q noexec")"
 fact who-repaired "$(systemctl show -p Result,ExecMainStatus --value pghardend-repair.service | tr '\n' ' ')"
 fact ok-again "$(await 60 'pghardend status')"
+fact asked "$(pghardend status | grep -o 'pghardend-repair.service was asked to' | sort -u)"
 # The control: without it nobody does, and status says why.
 systemctl stop pghardend-repair.path
 mkdir -p /srv/alone
