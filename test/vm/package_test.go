@@ -24,6 +24,7 @@ func TestF17_PackageOnDebian13(t *testing.T) {
 	p.run(t, []check{
 		{"Inert", p.inert},
 		{"ThreeCommands", p.threeCommands},
+		{"MetricsOverIP", p.metricsOverIP},
 		{"UpgradeUnderLoad", p.upgradeUnderLoad},
 		{"DebiansOwnUnit", p.debiansOwnUnit},
 		{"UnitLikePGDGs", p.unitLikePGDGs},
@@ -248,6 +249,28 @@ func (p *packaged) confinedBy(ctx context.Context, t *testing.T, unit string) {
 	if answer := p.sql(ctx, t, "SELECT 40+2"); answer != "42" {
 		t.Errorf("the server says %q", answer)
 	}
+}
+
+// metricsOverIP: the unit sends nothing over IP, status says what to do for metrics.listen, and that does it.
+func (p *packaged) metricsOverIP(ctx context.Context, t *testing.T) {
+	const path, drop = "/etc/pghardend/pghardend.yaml", "/etc/systemd/system/pghardend.service.d/metrics.conf"
+	before := p.output(ctx, t, "cat "+path)
+	restart := func(more string) {
+		p.write(ctx, t, path, before+"\n"+more)
+		p.output(ctx, t, "systemctl daemon-reload && systemctl restart pghardend")
+	}
+	warned := func(s control.Status) bool {
+		return strings.Contains(strings.Join(s.Warnings, "\n"), "IPAddressAllow=localhost")
+	}
+	restart("metrics: {listen: 127.0.0.1:9188}\n")
+	p.awaitStatus(ctx, t, "metrics cannot be reached", warned)
+	p.write(ctx, t, drop, "[Service]\nIPAddressAllow=localhost\n")
+	restart("metrics: {listen: 127.0.0.1:9188}\n")
+	p.output(ctx, t, `until exec 3<>/dev/tcp/127.0.0.1/9188; do sleep 0.2; done 2>/dev/null; printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3; grep -m 1 ^pghardend_ <&3`)
+	p.awaitStatus(ctx, t, "no word of metrics", func(s control.Status) bool { return s.State == control.StateOK && !warned(s) })
+	p.output(ctx, t, "rm "+drop)
+	restart("")
+	p.ready(ctx, t)
 }
 
 // load has clients come, work and go until it is told to stop, and looks at the rules all the time. Its rate is such that an emulated machine has time left.
