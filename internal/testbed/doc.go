@@ -49,6 +49,11 @@
 // and InstanceSpec.Unprotected shows it, as the control of an experiment. Failover loses the primary's node and waits for
 // the standby's promotion; Rejoin brings the lost one back as a standby.
 //
+// # A systemd
+//
+// Booted runs a script on an overlay of the machine's own Debian with a systemd of its own. Its kernel is the machine's, so units confine
+// as they do anywhere, but for what needs BPF programs of control groups (IPAddressDeny=) or hardware.
+//
 // # Lifetime
 //
 // Everything a process makes carries its run id; a lock file under /run/pghardend-testbed is held with flock for as long as

@@ -37,8 +37,12 @@ type call struct {
 	args [3]uintptr
 }
 
+var someName = [...]byte{'x', 0}
+
+// The filters have conditions on mprotect, and those of a unit on openat as well.
 var calls = []call{
 	{"lseek", unix.SYS_LSEEK, [3]uintptr{^uintptr(0), 0, 0}},
+	{"openat", unix.SYS_OPENAT, [3]uintptr{^uintptr(0), uintptr(unsafe.Pointer(&someName[0])), 0}},
 	{"mprotect", unix.SYS_MPROTECT, [3]uintptr{0, 0, unix.PROT_READ}},
 }
 
@@ -70,7 +74,11 @@ func benchFilter(ctx context.Context, out io.Writer, _ *testbed.Host) error {
 		}
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "a system call, median of %d\tlseek (no conditions)\tmprotect (conditions)\t\n", filterRounds)
+	fmt.Fprintf(w, "a system call, median of %d", filterRounds)
+	for _, call := range calls {
+		fmt.Fprintf(w, "\t%s", call.name)
+	}
+	fmt.Fprint(w, "\t\n")
 	for _, c := range list {
 		fmt.Fprintf(w, "%s", c.name)
 		for _, call := range calls {
@@ -116,6 +124,10 @@ func (c *contender) start() error {
 
 func contenders(ctx context.Context) ([]*contender, error) {
 	list := []*contender{{name: "no filter", load: func() error { return nil }}}
+	unit, err := unitFilters(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the unit of a service: %w", err)
+	}
 	for _, name := range []string{"postgres", "pgpool"} {
 		data, err := policies.FS.ReadFile("seccomp/" + name + ".json")
 		if err != nil {
@@ -141,7 +153,11 @@ func contenders(ctx context.Context) ([]*contender, error) {
 	if err != nil {
 		return nil, err
 	}
+	postgres := list[1].load
 	return append(list,
+		&contender{name: fmt.Sprintf("in pghardend@.service, %d of systemd's too", len(unit)), load: func() error {
+			return errors.Join(loadAll(unit), postgres())
+		}},
 		&contender{name: "Docker's default", load: func() error { return loadSpec(profile) }},
 		&contender{name: "systemd's @system-service", load: func() error { return loadSpec(service) }}), nil
 }
@@ -239,6 +255,10 @@ func loadThread(ctx *seccomp.ScmpFilter) error {
 			Code: binary.NativeEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.NativeEndian.Uint32(b[4:]),
 		})
 	}
+	return loadProgram(program)
+}
+
+func loadProgram(program []unix.SockFilter) error {
 	if err := sandbox.NoNewPrivs(); err != nil {
 		return err
 	}

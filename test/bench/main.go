@@ -14,6 +14,9 @@ func main() {
 	if len(os.Args) > 2 && os.Args[1] == profiled {
 		os.Exit(daemon(os.Args[2:]))
 	}
+	if len(os.Args) == 3 && os.Args[1] == dumped {
+		os.Exit(dump(os.Args[2], os.Stdout))
+	}
 	os.Exit(testbed.Main(func(ctx context.Context) int {
 		if err := bench(ctx, os.Stdout, os.Args[1:]); err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %v\n", err)

@@ -20,7 +20,7 @@ const (
 // host's every call, whether of a service or not: these threads are of none.
 func benchTrace(ctx context.Context, out io.Writer, list []*contender) error {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "with denials.trace, median of %d pairs\tlseek\tmprotect\t\n", traceTurns*traceRounds)
+	fmt.Fprintf(w, "with denials.trace, median of %d pairs\t%s\t%s\t\n", traceTurns*traceRounds, calls[0].name, calls[len(calls)-1].name)
 	more := map[*contender]map[string][]float64{}
 	for _, c := range list {
 		more[c] = map[string][]float64{}
@@ -44,7 +44,7 @@ func benchTrace(ctx context.Context, out io.Writer, list []*contender) error {
 		}
 	}
 	for _, c := range list {
-		fmt.Fprintf(w, "%s\t%+.0f ns\t%+.0f ns\t\n", c.name, medianOf(more[c]["lseek"]), medianOf(more[c]["mprotect"]))
+		fmt.Fprintf(w, "%s\t%+.0f ns\t%+.0f ns\t\n", c.name, medianOf(more[c][calls[0].name]), medianOf(more[c][calls[len(calls)-1].name]))
 	}
 	return w.Flush()
 }

@@ -3,16 +3,15 @@ package pkgtest
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
+
+	"github.com/pghardend/pghardend/internal/testbed"
 )
 
 const root = "../.."
@@ -143,33 +142,11 @@ func boot(t *testing.T, shared, script string) string {
 		t.Fatal(err)
 	}
 	put(t, filepath.Join(shared, script), text)
-	group := "/sys/fs/cgroup/systemd/pghardend-package-" + strconv.Itoa(os.Getpid())
-	if err := os.Mkdir(group, 0o755); err != nil {
+	said, err := testbed.Booted(t.Context(), shared, script)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { removeGroups(t, group) })
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-c", `echo $$ >"$1/cgroup.procs"; shift
-		exec unshare --kill-child --mount --net --uts --ipc --pid --cgroup --fork ./boot.sh "$@"`, "-", group, shared, script)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	console, err := cmd.CombinedOutput()
-	said, readErr := os.ReadFile(filepath.Join(shared, "out"))
-	if readErr != nil || !strings.Contains(string(said), "\ndone\n") {
-		t.Fatalf("it did not come to its end: %v\n%s\n%s", err, console, said)
-	}
-	return string(said)
-}
-
-// removeGroups removes what systemd has made, once its processes have ended.
-func removeGroups(t *testing.T, group string) {
-	var err error
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); <-time.After(50 * time.Millisecond) {
-		if err = exec.Command("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+").Run(); err == nil {
-			return
-		}
-	}
-	t.Errorf("cannot remove %s: %v", group, err)
+	return said
 }
 
 func put(t *testing.T, path string, data []byte) {

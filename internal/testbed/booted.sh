@@ -2,7 +2,7 @@
 # Boots the host's own Debian with systemd as process 1: an overlay of its root, so that nothing of the host changes. There is no
 # way out of its network, and of the kernel's settings only those of its network can be written.
 #
-#   boot.sh DIRECTORY SCRIPT    runs SCRIPT as a service of it; DIRECTORY is at /mnt, output goes to DIRECTORY/out
+#   booted.sh DIRECTORY SCRIPT    runs SCRIPT as a service of it; DIRECTORY is at /mnt, output goes to DIRECTORY/out
 #
 # The caller has put this process into a control group of its own and into new mount, network, UTS, IPC, pid and cgroup namespaces.
 set -euo pipefail
