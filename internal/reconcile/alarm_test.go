@@ -243,6 +243,24 @@ func TestAlarmOfAResourceWithoutReflex(t *testing.T) {
 	})
 }
 
+// A tick may see a change before its alarm is heard, which comes while it is put back.
+func TestAlarmThatComesWithTheRepairIsBlamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mode := &thing{name: "mode", want: "enforcing", have: "enforcing"}
+		b := start(t, newSource(mode))
+		mode.write = func(context.Context, int) (string, error) {
+			b.Alarm(Alarm{Resource: "mode", At: time.Now(), Who: by("setenforce", 7)})
+			return "enforcing", nil
+		}
+		mode.set("permissive")
+		after(2 * interval)
+		s := b.Snapshot()
+		if e := lastEvent(t, s); len(s.Events) != 1 || e.Who == nil || e.Who.Command != "setenforce" || e.Trigger == reasonEvent || e.Repaired.IsZero() {
+			t.Errorf("events: %+v", s.Events)
+		}
+	})
+}
+
 func TestAlarmNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rules := &swift{thing: thing{name: "rules", want: "v1"}}

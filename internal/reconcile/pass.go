@@ -175,6 +175,9 @@ func (l *Loop) visit(ctx context.Context, r Resource, t round, snap *Snapshot, o
 	case event.Trigger == reasonEvent: // found beside what was announced
 		event.Trigger = reasonVerify
 	}
+	if blame == nil && !applicable(left) {
+		blame = p.blamed(plan) // announced while it was put right: a tick was faster
+	}
 	var beside string
 	event.Who, beside = blame.culprit()
 	event.What = bounded(event.What) + beside
