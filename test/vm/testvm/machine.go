@@ -126,7 +126,8 @@ func (vm *VM) prepare(ctx context.Context, image string) error {
 		cmdline += " security=selinux selinux=1 enforcing=" + strconv.Itoa(map[string]int{"enforcing": 1}[vm.opts.SELinux])
 	}
 	vm.args = []string{"qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-		"-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-m", "2G", "-smp", "2",
+		// A thread for each CPU would execute breakpoints of patches to the kernel that are over (text_poke), which is a panic.
+		"-accel", "tcg,thread=single", "-cpu", "max,-cx16", "-m", "2G", "-smp", "2",
 		"-kernel", filepath.Join(image, "vmlinuz"), "-initrd", filepath.Join(image, "initrd"), "-append", cmdline,
 		// Nothing has to survive a crash of the host.
 		"-drive", "file=" + overlay + ",if=virtio,format=qcow2,cache=unsafe",
