@@ -107,7 +107,9 @@ func (p *packaged) unitLikePGDGs(ctx context.Context, t *testing.T) {
 	p.confinedBy(ctx, t, unit)
 	p.output(ctx, t, "systemctl restart "+unit)
 	p.confinedBy(ctx, t, unit)
-	p.output(ctx, t, "systemctl stop "+unit+" && rm -r /etc/systemd/system/"+unit+"* && systemctl daemon-reload && mv /root/postgres /usr/lib/postgresql/17/bin/")
+	p.output(ctx, t, "systemctl stop "+unit+" && rm -r /etc/systemd/system/"+unit+"* && systemctl daemon-reload")
+	// And back, with one server again.
+	p.output(ctx, t, "rm -r /usr/pgsql-17 && mv /root/postgres /usr/lib/postgresql/17/bin/")
 
 	p.write(ctx, t, "/etc/pghardend/pghardend.yaml", p.external(p.debianProgram(), ""))
 	p.output(ctx, t, "systemctl restart pghardend && systemctl start pghardend@postgres")
