@@ -31,6 +31,7 @@ type DrillRequest struct {
 	Out     io.Writer // for people, what it is doing; nil for none
 	Without []string  // layers that are left out, to see a drill fail
 	Score   int       // see drillScore
+	Unit    bool      // see startsInUnit
 }
 
 // DrillPlan is what a drill would do.
@@ -94,12 +95,16 @@ func Drill(ctx context.Context, configFile string, r DrillRequest) (drill.Report
 	if err != nil {
 		return drill.Report{}, err
 	}
+	unit := startsInUnit(ctx, cfg, plan.Service)
 	score := drillScore(ctx, cfg, plan.Service)
+	if unit {
+		score = drillScored // a unit leaves procfs writable, whatever the score
+	}
 	var uid int
 	report, err := drill.Run(ctx, drill.Options{Dir: plan.Dir, Progress: r.Out, Command: func(area string, taken int) []string {
 		uid = taken
 		argv := []string{DrillBoxCommand, "--config", configFile, "--service", plan.Service, "--area", area, "--uid", strconv.Itoa(uid),
-			"--rows", strings.Join(r.Rows, ","), "--without", strings.Join(r.Without, ","), "--score", strconv.Itoa(score)}
+			"--rows", strings.Join(r.Rows, ","), "--without", strings.Join(r.Without, ","), "--score", strconv.Itoa(score), "--unit=" + strconv.FormatBool(unit)}
 		if r.Ablate {
 			argv = append(argv, "--ablate")
 		}
@@ -139,8 +144,11 @@ func DrillBox(ctx context.Context, configFile, area string, uid int, r DrillRequ
 		Off: []drill.LayerOn{{Layer: drill.SELinux, Why: selinuxNotDrilled(svc)}},
 		Stage: func(layers, argv []string) []string {
 			return append([]string{DrillStageCommand, "--config", configFile, "--service", svc.Name, "--root", inside.Root,
-				"--layers", strings.Join(layers, ","), "--score", strconv.Itoa(r.Score), "--"}, argv...)
+				"--layers", strings.Join(layers, ","), "--score", strconv.Itoa(r.Score), "--unit=" + strconv.FormatBool(r.Unit), "--"}, argv...)
 		},
+	}
+	if r.Unit {
+		s.Notes = append(s.Notes, unitDrilled)
 	}
 	if isPostgres(svc) {
 		s.Server = svc.Command[0]
@@ -233,7 +241,7 @@ func drillRules(cfg config.Config, svc config.Service) (firewall.Ruleset, error)
 
 // DrillStage becomes argv under some of the layers of a service, for whose data,
 // socket and user the drill's stand in. It returns only on failure.
-func DrillStage(ctx context.Context, configFile, service, root string, score int, layers, argv []string) error {
+func DrillStage(ctx context.Context, configFile, service, root string, score int, unit bool, layers, argv []string) error {
 	// What is launched is never the service: it is the drill's user, who is not
 	// known outside of the drill's namespaces, on the drill's data.
 	if os.Getppid() != 1 || len(argv) == 0 {
@@ -248,6 +256,11 @@ func DrillStage(ctx context.Context, configFile, service, root string, score int
 		return err
 	}
 	spec.OOMScoreAdj = &score
+	if unit {
+		if spec, err = withoutGate(spec); err != nil {
+			return err
+		}
+	}
 	if slices.Contains(layers, launch.LayerCgroup) {
 		if err := inDrillGroup(&spec); err != nil {
 			return err

@@ -13,14 +13,26 @@ const noGate = "no exec gate, which needs CAP_SYS_RAWIO at the launch: Landlock 
 // exec gate cannot be had, and what the profile was made of is for the launch to record.
 func unprivileged(spec launch.Spec, chosen, wanted []launch.Chosen) (launch.Spec, error) {
 	if spec.Seccomp.ExecBelow() > 0 {
-		p, err := addFeatures(spec.Seccomp, []string{featureOpenExec})
-		if err != nil {
+		var err error
+		if spec, err = withoutGate(spec); err != nil {
 			return spec, err
 		}
-		spec.Seccomp = p
 		chosen = append(slices.Clip(chosen), launch.Chosen{Feature: featureOpenExec, Because: "its unit starts it without privileges: " + noGate})
 	}
 	spec.Features = launch.ProfileRecord{Chosen: chosen, Wanted: wanted}
+	return spec, nil
+}
+
+// withoutGate leaves out the exec gate, if there is one.
+func withoutGate(spec launch.Spec) (launch.Spec, error) {
+	if spec.Seccomp.ExecBelow() == 0 {
+		return spec, nil
+	}
+	p, err := addFeatures(spec.Seccomp, []string{featureOpenExec})
+	if err != nil {
+		return spec, err
+	}
+	spec.Seccomp = p
 	return spec, nil
 }
 

@@ -106,6 +106,9 @@ func printDrill(out io.Writer, r drill.Report) error {
 			fmt.Fprintf(out, "layer %s is off: %s\n", l.Layer, l.Why)
 		}
 	}
+	for _, note := range r.Notes {
+		fmt.Fprintln(out, note)
+	}
 	for _, a := range r.Attempts {
 		if a.Single != "" {
 			fmt.Fprintf(out, "one layer alone: %s %s: %s\n", a.Row, a.Name, a.Single)
@@ -145,6 +148,7 @@ func newDrillBox(o *options) *cobra.Command {
 	c.Flags().BoolVar(&r.Ablate, "ablate", false, "")
 	c.Flags().StringSliceVar(&r.Without, "without", nil, "")
 	c.Flags().IntVar(&r.Score, "score", 0, "")
+	c.Flags().BoolVar(&r.Unit, "unit", false, "")
 	c.Flags().StringVar(&area, "area", "", "")
 	c.Flags().IntVar(&uid, "uid", 0, "")
 	return c
@@ -154,9 +158,10 @@ func newDrillBox(o *options) *cobra.Command {
 func newDrillStage(o *options) *cobra.Command {
 	var service, root string
 	var score int
+	var unit bool
 	var layers []string
 	c := &cobra.Command{Use: agent.DrillStageCommand, Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
-		err := agent.DrillStage(cmd.Context(), o.config, service, root, score, layers, args)
+		err := agent.DrillStage(cmd.Context(), o.config, service, root, score, unit, layers, args)
 		var step *launch.Error
 		if errors.As(err, &step) {
 			return &codeError{code: step.Code(), err: err}
@@ -166,6 +171,7 @@ func newDrillStage(o *options) *cobra.Command {
 	c.Flags().StringVar(&service, "service", "", "")
 	c.Flags().StringVar(&root, "root", "", "")
 	c.Flags().IntVar(&score, "score", 0, "")
+	c.Flags().BoolVar(&unit, "unit", false, "")
 	c.Flags().StringSliceVar(&layers, "layers", nil, "")
 	return c
 }

@@ -107,7 +107,8 @@ func processAttempts() []attempt {
 	return []attempt{
 		{row: "A42", name: "ptrace", does: "trace another process of the same user", base: asUser, act: bystander("ptrace"), fix: fixProfile},
 		{row: "A42", name: "process_vm_readv", does: "read the memory of another process of the same user", base: asUser, act: bystander("vm-read"), fix: fixProfile},
-		{row: "A42", name: "proc-mem", does: "open /proc/PID/mem of another process of the same user for writing", base: asUser, act: bystander("proc-mem"), fix: "landlock.mode: required"},
+		{row: "A42", name: "proc-mem", does: "open /proc/PID/mem of another process of the same user for writing", base: asUser, act: bystander("proc-mem"), fix: "landlock.mode: required",
+			single: "procfs is read-only where the launch mounts it and the service has no OOM score, not in a unit; else as for reading"},
 		{row: "A42", name: "proc-mem-read", does: "open /proc/PID/mem of another process of the same user for reading", base: asUser, act: bystander("proc-mem-read"), fix: "landlock.mode: required",
 			single: "procfs knows users only; SELinux, Yama (kernel.yama.ptrace_scope=1), or a user that nothing else runs as"},
 		{row: "A43", name: "same-user", does: "signal another process of the same user (signal 0)", base: asUser, act: bystander("kill"), fix: fix,

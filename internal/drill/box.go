@@ -44,7 +44,8 @@ type Setup struct {
 	Off     []LayerOn         // layers that the service does not have
 	Rules   firewall.Ruleset  // for a node with the addresses of Node
 	Backend string
-	NoGroup string // why no control group can be made for the drill; "" if one can
+	Notes   []string // for the report
+	NoGroup string   // why no control group can be made for the drill; "" if one can
 	Rows    []string
 	Ablate  bool
 	// Stage is the command line of this program that becomes argv with some layers.
@@ -89,7 +90,7 @@ func Box(ctx context.Context, setup Setup, out, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	report := Report{Service: b.Service, Layers: b.layers(), Ablated: b.Ablate, Attempts: []Result{}}
+	report := Report{Service: b.Service, Notes: b.Notes, Layers: b.layers(), Ablated: b.Ablate, Attempts: []Result{}}
 	for _, t := range trials {
 		report.Attempts = append(report.Attempts, t.result(b.on))
 	}

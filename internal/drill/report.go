@@ -20,6 +20,7 @@ type Report struct {
 	Layers   []LayerOn `json:"layers"`
 	Attempts []Result  `json:"attempts"`
 	Ablated  bool      `json:"ablated"`
+	Notes    []string  `json:"notes,omitempty"` // how the drill differs from the service
 }
 
 // LayerOn says whether the service has a layer, and if not, why.

@@ -50,6 +50,9 @@ func TestUnitOfAService(t *testing.T) {
 		"program":            "ERROR: .*could not execute command.*",
 		"pgbench":            ".*processed: 400/400 .*failed transactions: 0 .*",
 		"reload":             "t ",
+		"drill":              "0 .* 0 NOT STOPPED.*",
+		"drill-note":         "1",
+		"drill-gate":         "0",
 
 		"pgpool":        "0",
 		"pgpool-query":  "42 ",

@@ -56,6 +56,12 @@ fact verify-digest "$(grep -E "^$pid +seccomp +filter " /tmp/verify | tr -s ' ')
 fact program "$(sql "COPY (SELECT 1) TO PROGRAM 'cat >/tmp/confined'")"
 fact pgbench "$(runuser -u postgres -- pgbench -i -q -s 1 >/dev/null 2>&1; runuser -u postgres -- pgbench -n -c 4 -t 100 2>/dev/null | grep -E 'failed|processed' | tr '\n' ' ')"
 fact reload "$(kill -HUP $pid && sql 'SELECT pg_reload_conf()')"
+# A drill has what this service has, and not what the agent's launch would add.
+pghardend drill --rows A36,A42 --ablate >/tmp/drill 2>/tmp/drill.err
+fact drill "$? $(tail -1 /tmp/drill)"
+fact drill-note "$(grep -c 'no exec gate' /tmp/drill)"
+fact drill-gate "$(awk '$1 == "A36"' /tmp/drill | grep -c '[:, ]seccomp')"
+cat /tmp/drill.err /tmp/drill
 
 # A service without a data directory is found by the record of its launch, also by an agent that comes later.
 cat >/etc/pgpool2/pgpool.conf <<CONF
