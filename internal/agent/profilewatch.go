@@ -18,14 +18,15 @@ import (
 // start before: whoever can write the server's settings has a say in some of them.
 // It belongs to the loop's goroutine.
 type profileWatch struct {
-	seen  map[string]int // by service: the process that was looked at
-	since time.Time      // the first look
+	seen  map[string]int      // by service: the process that was looked at
+	names map[string][]string // its features; a unit's launch does not know those of the one before
+	since time.Time           // the first look
 }
 
 // look reads the records of launches, which are root's, of processes that are new.
 func (w *profileWatch) look(ctx context.Context, d *Desired, states []supervise.Status, events *events) {
 	if w.seen == nil {
-		w.seen, w.since = map[string]int{}, time.Now()
+		w.seen, w.names, w.since = map[string]int{}, map[string][]string{}, time.Now()
 	}
 	for _, state := range states {
 		if state.State != supervise.StateReady || w.seen[state.Name] == state.PID {
@@ -33,8 +34,15 @@ func (w *profileWatch) look(ctx context.Context, d *Desired, states []supervise.
 		}
 		w.seen[state.Name] = state.PID
 		r, ok, err := launch.ReadProfile(ctx, filepath.Join(d.Config.RuntimeDir, profilesDir), state.Name, state.PID)
+		if err != nil || !ok {
+			continue
+		}
+		if r.Unit {
+			r.Before = w.names[state.Name]
+		}
+		w.names[state.Name] = append([]string{}, r.Names()...) // nil: not known
 		// Of what an earlier daemon started it has told already.
-		if err == nil && ok && !r.Time.Before(w.since.Truncate(time.Second)) {
+		if !r.Time.Before(w.since.Truncate(time.Second)) {
 			if what := featureChange(state.Name, r); what != "" {
 				events.note(control.KindProfile, what)
 			}

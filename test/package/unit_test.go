@@ -50,6 +50,7 @@ func TestUnitOfAService(t *testing.T) {
 		"program":            "ERROR: .*could not execute command.*",
 		"pgbench":            ".*processed: 400/400 .*failed transactions: 0 .*",
 		"reload":             "t ",
+		"profile-event":      "started with another profile: without huge_pages.*",
 		"drill":              "0 .* 0 NOT STOPPED.*",
 		"drill-note":         "1",
 		"drill-gate":         "0",

@@ -62,6 +62,12 @@ fact drill "$? $(tail -1 /tmp/drill)"
 fact drill-note "$(grep -c 'no exec gate' /tmp/drill)"
 fact drill-gate "$(awk '$1 == "A36"' /tmp/drill | grep -c '[:, ]seccomp')"
 cat /tmp/drill.err /tmp/drill
+# Another profile is told of here too, though the record of the launch before is gone.
+sql "ALTER SYSTEM SET huge_pages = 'off'"
+systemctl restart pghardend@postgres
+await 30 sh -c "pghardend events | grep -q 'another profile'"
+fact profile-event "$(pghardend events | grep -o 'started with another profile: .*')"
+pid=$(systemctl show -P MainPID $unit)
 
 # A service without a data directory is found by the record of its launch, also by an agent that comes later.
 cat >/etc/pgpool2/pgpool.conf <<CONF
