@@ -20,7 +20,23 @@ import (
 )
 
 // tracefs is where Linux 4.1 and later have it; a private instance of the tracer disturbs nobody (Documentation/trace/ftrace.rst).
-const tracefs = "/sys/kernel/tracing"
+var tracefs = "/sys/kernel/tracing"
+
+// mountTracefs makes one of its own for as long as the tests run where there is none: systemd mounts it, but not every machine has a systemd.
+func mountTracefs() (unmount func() error, err error) {
+	if _, err := os.Stat(filepath.Join(tracefs, "instances")); err == nil {
+		return func() error { return nil }, nil
+	}
+	dir, err := os.MkdirTemp("", traceName)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tracefs", dir, "tracefs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return nil, fmt.Errorf("cannot mount tracefs, which says what was denied: %w", errors.Join(err, os.Remove(dir)))
+	}
+	tracefs = dir
+	return func() error { return errors.Join(unix.Unmount(dir, unix.MNT_DETACH), os.Remove(dir)) }, nil
+}
 
 const traceName = "pghardend-suites-"
 
@@ -53,7 +69,7 @@ func watch(t *testing.T, pid int, programs ...string) *trace {
 	t.Helper()
 	w := &trace{filepath.Join(tracefs, "instances", fmt.Sprintf("%s%d-%d", traceName, os.Getpid(), traceNumber.Add(1)))}
 	if err := os.Mkdir(w.dir, 0o700); err != nil {
-		t.Fatalf("cannot watch system calls: %v: mount tracefs on %s, on a kernel with CONFIG_FTRACE_SYSCALLS", err, tracefs)
+		t.Fatalf("cannot watch system calls: %v: the kernel needs CONFIG_FTRACE_SYSCALLS", err)
 	}
 	t.Cleanup(func() { must(t, os.Remove(w.dir)) })
 	w.set(t, "buffer_size_kb", "8192") // for each CPU

@@ -24,9 +24,18 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "test/suites makes namespaces: run it as root")
 		os.Exit(1)
 	}
+	unmount, err := mountTracefs()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	removeTraces()
 	code := testbed.Main(func(context.Context) int { return m.Run() })
 	removeTraces()
+	if err := unmount(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
 	fmt.Fprint(os.Stdout, summary.text())
 	if err := summary.write(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
