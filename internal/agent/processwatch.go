@@ -66,7 +66,7 @@ func (r *processesResource) watch(ctx context.Context, svc runningService) (*pro
 		w.score, err = os.Open(dir + "oom_score_adj")
 	}
 	if err == nil {
-		w.mounts, err = os.Open(dir + "mountinfo")
+		w.mounts, err = openUnpolled(dir + "mountinfo")
 	}
 	if err == nil {
 		w.children, err = os.Open(fmt.Sprintf("%stask/%d/children", dir, svc.pid))
@@ -83,6 +83,16 @@ func (r *processesResource) watch(ctx context.Context, svc runningService) (*pro
 	}
 	r.watched[svc.name] = w
 	return w, nil
+}
+
+// openUnpolled keeps a file from Go's poller, which os.Open gives all that can be polled:
+// that would take the news of mounts, which each open file has once.
+func openUnpolled(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil // it does not poll what is not O_NONBLOCK
 }
 
 // forget drops the services that are not in the list.

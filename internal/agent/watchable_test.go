@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -131,9 +132,13 @@ func TestMountsChanged(t *testing.T) {
 	if elsewhere(t) {
 		return
 	}
-	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	file, err := openUnpolled("/proc/self/mountinfo")
 	tried(t, err)
-	t.Cleanup(func() { tried(t, unix.Close(fd)) })
+	t.Cleanup(func() { tried(t, file.Close()) })
+	fd := int(file.Fd())
+	if err := file.SetDeadline(time.Now()); !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("%v: Go polls it, and takes the news from us", err)
+	}
 	mountsChanged(fd)
 	if mountsChanged(fd) {
 		t.Error("nothing was mounted")

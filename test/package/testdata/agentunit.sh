@@ -84,8 +84,12 @@ systemctl restart pghardend
 fact refused "$(await 60 "pghardend status | grep 'start: external' | grep 'enable --now pghardend@postgres' | grep -q children.conf")"
 pghardend status
 fact refused-runs "$(pgrep -u postgres -x postgres | wc -l)"
-# The way that the message names.
-command=$(pghardend status | grep -o 'install -D .* && systemctl restart pghardend' | head -1)
+# The way that the message names, which is not there while it is tried again.
+for _ in $(seq 100); do
+    command=$(pghardend status | grep -o 'install -D .* && systemctl restart pghardend' | head -1)
+    [ -z "$command" ] || break
+    sleep 0.1
+done
 eval "$command"
 fact started "$(await 60 "pghardend status | grep -q '^postgres  *ready'")"
 fact started-ok "$(await 60 "pghardend verify")"
