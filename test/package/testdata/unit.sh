@@ -63,7 +63,7 @@ fact drill-note "$(grep -c 'no exec gate' /tmp/drill)"
 fact drill-gate "$(awk '$1 == "A36"' /tmp/drill | grep -c '[:, ]seccomp')"
 cat /tmp/drill.err /tmp/drill
 # Another profile is told of here too, though the record of the launch before is gone.
-sql "ALTER SYSTEM SET huge_pages = 'off'"
+sql "ALTER SYSTEM SET huge_pages = 'off'" >/dev/null
 systemctl restart pghardend@postgres
 await 30 sh -c "pghardend events | grep -q 'another profile'"
 fact profile-event "$(pghardend events | grep -o 'started with another profile: .*')"
