@@ -23,9 +23,8 @@ func TestCodesAreDistinct(t *testing.T) {
 	taken := map[int]Step{}
 	for i, step := range allSteps {
 		code := (&Error{Step: step}).Code()
-		want := 71 + i
-		if code != want {
-			t.Errorf("step %s has code %d, want %d: a code must never change", step, code, want)
+		if code != 71+i {
+			t.Errorf("step %s has code %d, want %d: a code must never change", step, code, 71+i)
 		}
 		if other, ok := taken[code]; ok {
 			t.Errorf("steps %s and %s share code %d", step, other, code)

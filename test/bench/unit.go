@@ -28,7 +28,7 @@ const unitPath = "packaging/systemd/pghardend@.service"
 //go:embed unit.sh
 var unitScript []byte
 
-// unitFilters are those that systemd loads for pghardend@.service before the launch adds the service's own, the oldest last. A systemd in namespaces
+// unitFilters are those that systemd loads for pghardend@.service before the launch adds the service's own, in their order. A systemd in namespaces
 // starts what the unit says but for the program.
 func unitFilters(ctx context.Context) (filters [][]unix.SockFilter, err error) {
 	unit, err := os.ReadFile(unitPath)
@@ -123,8 +123,8 @@ func filtersOf(pid int) (filters [][]unix.SockFilter, err error) {
 
 // loadAll loads them on the calling thread in the order in which they were.
 func loadAll(filters [][]unix.SockFilter) error {
-	for i := len(filters) - 1; i >= 0; i-- {
-		if err := loadProgram(filters[i]); err != nil {
+	for i, program := range filters { // the first that was loaded has index 0, see pkg/sandbox
+		if err := loadProgram(program); err != nil {
 			return fmt.Errorf("filter %d: %w", i, err)
 		}
 	}

@@ -54,6 +54,7 @@ func TestUnitOfAService(t *testing.T) {
 		"drill":              "0 .* 0 NOT STOPPED.*",
 		"drill-note":         "1",
 		"drill-gate":         "0",
+		"drill-proc":         "stopped 1: landlock",
 
 		"pgpool":        "0",
 		"pgpool-query":  "42 ",

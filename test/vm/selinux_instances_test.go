@@ -18,16 +18,11 @@ func TestSELinuxInstances(t *testing.T) {
 	ctx := t.Context()
 	m := boot(ctx, t, testvm.Options{Image: testvm.Debian12, SELinux: "enforcing"})
 	m.twoInstances(ctx, t)
-	for _, check := range []struct {
-		name string
-		run  func(context.Context, *testing.T, *machine)
-	}{
+	m.checks(t, []machineCheck{
 		{"A42_FilesOfAnotherInstance", checkCategories},
 		{"F30_PermissiveDomain", checkPermissiveDomain},
 		{"F30_ModuleRemoved", checkModuleRemoved},
-	} {
-		t.Run(check.name, func(t *testing.T) { check.run(t.Context(), t, m) })
-	}
+	})
 }
 
 const otherDir = "/var/lib/postgresql/15/other"

@@ -23,16 +23,23 @@ func TestSELinux(t *testing.T) {
 	ctx := t.Context()
 	m := boot(ctx, t, testvm.Options{Image: testvm.Debian12, SELinux: "enforcing"})
 	m.confine(ctx, t)
-	for _, check := range []struct {
-		name string
-		run  func(context.Context, *testing.T, *machine)
-	}{
+	m.checks(t, []machineCheck{
 		{"Domains", checkDomains},
 		{"Enforced", checkEnforced},
 		{"Attacks", checkAttacks},
 		{"Work", checkSELinuxWork},
 		{"Restored", checkRestored},
-	} {
+	})
+}
+
+type machineCheck struct {
+	name string
+	run  func(context.Context, *testing.T, *machine)
+}
+
+func (m *machine) checks(t *testing.T, list []machineCheck) {
+	t.Helper()
+	for _, check := range list {
 		t.Run(check.name, func(t *testing.T) { check.run(t.Context(), t, m) })
 	}
 }

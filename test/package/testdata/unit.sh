@@ -61,6 +61,7 @@ pghardend drill --rows A36,A42 --ablate >/tmp/drill 2>/tmp/drill.err
 fact drill "$? $(tail -1 /tmp/drill)"
 fact drill-note "$(grep -c 'no exec gate' /tmp/drill)"
 fact drill-gate "$(awk '$1 == "A36"' /tmp/drill | grep -c '[:, ]seccomp')"
+fact drill-proc "$(awk '$2 == "proc-mem" { print $3, $5, $6 }' /tmp/drill)"
 cat /tmp/drill.err /tmp/drill
 # Another profile is told of here too, though the record of the launch before is gone.
 sql "ALTER SYSTEM SET huge_pages = 'off'" >/dev/null
